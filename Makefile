@@ -1,0 +1,98 @@
+# `make` alone prints help. Everything that is installed goes into .venv, pinned by version and hash.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PROJECT := {{cookiecutter.project_slug}}
+DEMO := .demo/my_service
+
+# uv where it is installed, else venv and pip. `make UV=` does without it.
+UV ?= $(shell command -v uv 2>/dev/null)
+# python3 if it is new enough, else the newest that is. `make PYTHON=/path/to/python` overrides it.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.15 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$python" && break; done)
+INSTALL = $(if $(UV),"$(UV)" pip install --compile-bytecode --python .venv/bin/python,.venv/bin/python -m pip install) --quiet --require-hashes
+LOCK = UV="$(CURDIR)/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
+
+# In a folder of its own, since pytest's usual one is locked anew for others by every run of pytest, those of the projects
+# that are baked included: as root, the Postgres of a test runs as nobody and has to get through.
+PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
+
+.PHONY: help demo test bench chaos lint lock clean
+
+help: ## Print this
+	@echo "make TARGET, where TARGET is one of:"
+	@sed -n 's/^\([a-z]*\):.*## /  \1|/p' Makefile | awk -F'|' '{ printf "%-8s %s\n", $$1, $$2 }'
+
+demo: .demo/baked ## Bake the template with its defaults and serve the result on http://127.0.0.1:8000 (PORT=8001 moves it)
+	@test -z "$$(find cookiecutter.json hooks "$(PROJECT)" -newer .demo/baked | head -n 1)" || \
+		echo "The template has changed since $(DEMO) was baked. 'rm -r .demo' lets make bake it anew, without its data."
+	@trap 'exit 0' INT; $(MAKE) -C $(DEMO) run $(if $(PYTHON),PYTHON="$(PYTHON)")
+
+test: .venv/.test .venv/.debian ## Test the template and what it bakes (ARGS="-k slug" for some of it)
+	@$(PYTEST) $(ARGS)
+
+chaos: .venv/.test .venv/.debian ## Put what it bakes through the full loads of tests/chaos and print the table (about 40 minutes)
+	@$(PYTEST) tests/chaos --long $(ARGS)
+
+bench: .venv/.bench ## Measure what it bakes against other ways, an hour on a quiet machine (ARGS="--rounds 1 --seconds 1")
+	@command -v wrk >/dev/null || apt-get install -y wrk || { \
+		echo "wrk makes the load and cannot be installed from here: apt-get install wrk, as root" >&2; exit 1; }
+	@.venv/bin/python -m tests.bench run $(ARGS)
+	@.venv/bin/python -m tests.bench chart
+
+lint: .venv/.test ## Check the style of hooks, tests and workflows
+	@.venv/bin/python -m ruff check
+	@.venv/bin/python -m ruff format --check
+	@.venv/bin/actionlint .github/workflows/*.yml
+	@.venv/bin/zizmor --offline --quiet .github/workflows
+
+lock: .venv/.test ## Pin the newest versions that requirements/*.in allow, here and in the project
+	$(LOCK)
+	$(LOCK) requirements/bake.in -o requirements/bake.txt
+	$(LOCK) -c requirements/bake.txt -c "$(PROJECT)/requirements/dev.txt" requirements/test.in -o requirements/test.txt
+	$(LOCK) -c requirements/test.txt -c "$(PROJECT)/requirements/dev.txt" tests/bench/requirements.in -o tests/bench/requirements.txt
+
+clean: ## Remove .demo with its data, .venv and the caches
+	rm -rf .demo .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# What stands in $(DEMO) without the stamp is a bake that was interrupted.
+.demo/baked: | .venv/.bake
+	@rm -rf $(DEMO)
+	@.venv/bin/python -m cookiecutter "$(CURDIR)" --no-input --default-config --output-dir .demo
+	@touch $@
+
+.venv/.bake: requirements/bake.txt .venv/bin/python
+	@echo "Installing cookiecutter into .venv"
+	@$(INSTALL) -r requirements/bake.txt
+	@touch $@
+
+.venv/.test: requirements/test.txt .venv/bin/python
+	@echo "Installing the test tools into .venv"
+	@$(INSTALL) -r requirements/test.txt
+	@touch $@
+
+.venv/.bench: tests/bench/requirements.txt .venv/bin/python
+	@echo "Installing what the benchmark compares into .venv"
+	@$(INSTALL) -r tests/bench/requirements.txt
+	@touch $@
+
+# What tests/chaos drives besides the wheel's Postgres: one with TLS, a pooler, certificates, network namespaces.
+DEBIAN := postgresql pgbouncer openssl iproute2 util-linux
+.venv/.debian: .venv/bin/python
+	@dpkg --status $(DEBIAN) >/dev/null 2>&1 || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; } || \
+		{ echo "tests/chaos needs Debian's packages; as root: apt-get install $(DEBIAN)" >&2; exit 1; }
+	@touch $@
+
+.venv/bin/python:
+	@rm -rf .venv
+ifneq ($(UV),)
+	@"$(UV)" venv --quiet --python "$(or $(PYTHON),>=3.11)" .venv
+else
+	@python="$(PYTHON)"; "$${python:-false}" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed, and $${python:-python3} is not: make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -m venv .venv || { \
+		echo "venv is part of Python, but Debian and Ubuntu package it apart: apt install python3-venv" >&2; exit 1; }
+endif

@@ -1,0 +1,119 @@
+"""What the tests share: where things are, answers to bake with, and ways to run what is tested."""
+
+import importlib.util
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parent.parent
+PROJECT = "{{cookiecutter.project_slug}}"
+SCRATCH = (
+    ".git",
+    ".venv",
+    ".demo",
+    "__pycache__",
+    ".hypothesis",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+)
+
+# Answers that are unusual and right. Each bakes a project that passes its own checks and its own suite.
+AWKWARD = {
+    "quotes": {
+        "project_name": """Bob's "Best" Service""",
+        "description": """It's '''all''' \"\"\"quotes\"\"\", `ticks` and "more".""",
+        "author_name": """Ann "the Hammer" O'Neil <ann@example.org>""",
+    },
+    "backslashes": {
+        "project_name": r"back\slash",
+        "description": r"ends with C:\new\table\u0041 \\",
+        "author_name": "tail\\",
+    },
+    "accents": {
+        "project_name": "Crème Brûlée & Søn",
+        "description": "Ünïcödé, 日本語, العربية, ‘curly’, – dashes – and 👩‍🚀.",
+        "author_name": "Zoë Ångström",
+    },
+    "syntax": {
+        "project_name": "- &no: *yes # !null",
+        "description": "${HOME} $PATH %(percent)s {single} }} %} [list] <b>&amp;</b> | > @ : $$ $(id)",
+        "author_name": "null",
+    },
+    "digit first": {"project_name": "3 Little Pigs"},
+    "one character": {"project_name": "x", "project_slug": "a", "description": ".", "author_name": "b"},
+    "forty characters": {"project_name": "W" * 90, "project_slug": "a2345678901234567890123456789012345678z0"},
+    "largest numbers": {"postgres_max_connections": "262143", "app_instances": "131065"},
+    "smallest numbers": {"postgres_max_connections": "15", "app_instances": "1"},
+}
+
+Bake = Callable[..., Path]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def load(path: Path) -> ModuleType:
+    """The module in one file."""
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
+    assert spec
+    assert spec.loader
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path there."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def at_a_terminal(command: list[str], cwd: Path, typed: str, after: str = "") -> tuple[int, str]:
+    """Run a command at a terminal of its own, and type once it has shown `after`: its exit code, and all it showed."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        # The first terminal that a session's leader opens becomes its own: Ctrl-C works as it does for a person.
+        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
+    )
+    os.close(theirs)
+    shown, deadline = b"", time.monotonic() + 60
+    try:
+        while select.select([ours], [], [], 0)[0] or time.monotonic() < deadline:
+            if typed and after.encode() in shown:
+                os.write(ours, typed.encode())
+                typed = ""
+            if select.select([ours], [], [], 0.1)[0]:
+                try:
+                    shown += os.read(ours, 4096)
+                except OSError:  # how Linux ends a terminal that nobody holds open any more
+                    break
+        return process.wait(timeout=10), re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def git(folder: Path, *args: str) -> str:
+    """What git says to ARGS in a folder."""
+    return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def commit_all(folder: Path, message: str) -> None:
+    """The folder as a git repository, with everything in it committed."""
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", message)

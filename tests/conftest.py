@@ -1,0 +1,83 @@
+"""How the tests get at the template and at what it bakes.
+
+The template is tested in a clean copy, so that neither a checkout's leftovers reach a bake nor a bake's the checkout.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+from baking import ROOT, SCRATCH, Bake, Run
+from cookiecutter.main import cookiecutter
+
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own settings for cookiecutter, git and make stay out of the tests, and the tests out of the user's."""
+    folder = tmp_path_factory.mktemp("home")
+    settings = folder / "cookiecutter.yaml"
+    settings.write_text(f"cookiecutters_dir: {folder / 'templates'}\nreplay_dir: {folder / 'replay'}\n")
+    gitconfig = folder / "gitconfig"
+    gitconfig.write_text("[user]\nname = Tester\nemail = tester@example.org\n[init]\ndefaultBranch = main\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COOKIECUTTER_CONFIG", str(settings))
+        patch.setenv("GIT_CONFIG_GLOBAL", str(gitconfig))
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        for name in ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHONDONTWRITEBYTECODE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean copy of this template."""
+    return shutil.copytree(
+        ROOT, tmp_path_factory.mktemp("template") / "flask-pooling", ignore=shutil.ignore_patterns(*SCRATCH)
+    )
+
+
+@pytest.fixture(scope="session")
+def bake(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Bake:
+    """Bake a project, into a new folder or the one given, and return where it is."""
+
+    def bake(into: Path | None = None, **answers: str) -> Path:
+        into = into or tmp_path_factory.mktemp("baked")
+        return Path(cookiecutter(str(template), no_input=True, extra_context=answers, output_dir=str(into)))
+
+    return bake
+
+
+@pytest.fixture(scope="session")
+def project(bake: Bake) -> Path:
+    """The project that the defaults bake. Read only: what writes into one bakes its own."""
+    return bake()
+
+
+@pytest.fixture(scope="session")
+def installed(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project that the defaults bake after `make install`, in a folder with a space. It may be run, not changed."""
+    project = bake(into=tmp_path_factory.mktemp("in a folder"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where uv is, which is faster
+    subprocess.run(["make", "install"], cwd=project, env=os.environ | {"PATH": path}, timeout=600, check=True)
+    return project
+
+
+@pytest.fixture(scope="session")
+def cli(template: Path) -> Run:
+    """The real command: `cookiecutter ARGS...`, in the folder that is given."""
+
+    def cli(*args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cookiecutter", *map(str, args)]
+        env = os.environ | {"PWD": str(cwd)}
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    return cli

@@ -1,0 +1,167 @@
+"""What the tests of running services share: commands as people type them, servers that are started and stopped."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+STARTING_SECONDS = 300
+STOPPING_SECONDS = 20
+RUNNING_SECONDS = 1200
+# A command finds the environment of a machine where nothing is set.
+CLEAN = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("APP_", "DB_", "WEB_", "SQLALCHEMY_", "MAKE", "MFLAGS"))
+    and name not in {"DATABASE_URL", "SECRET_KEY", "PORT", "UV", "PYTHONDONTWRITEBYTECODE"}
+}
+# Runs a Postgres until its input ends, and prints where.
+POSTGRES = """
+import sys
+from pathlib import Path
+from scripts import postgres
+with postgres.running(Path(sys.argv[1]), sys.argv[2]) as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def run(command: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command as a person types it, with stdout and stderr together, as a person sees them."""
+    return subprocess.run(
+        ["sh", "-c", command],
+        cwd=cwd,
+        env=CLEAN | environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=RUNNING_SECONDS,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    """A port that nobody has, and that has another such after it: production's probes go there."""
+    while True:
+        with socket.socket() as one, socket.socket() as two, contextlib.suppress(OSError, OverflowError):
+            one.bind(("127.0.0.1", 0))
+            two.bind(("127.0.0.1", one.getsockname()[1] + 1))
+            return int(one.getsockname()[1])
+
+
+def ask(address: str, path: str, method: str = "GET", accept: str = "*/*", **note: str) -> tuple[int, Any]:
+    """The status of an answer, and what it says."""
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=10)
+    with contextlib.closing(connection):
+        headers = {"Accept": accept} | ({"Content-Type": "application/json"} if note else {})
+        connection.request(method, path, body=json.dumps(note) if note else None, headers=headers)
+        response = connection.getresponse()
+        text = response.read().decode()
+        return response.status, json.loads(text) if "json" in response.headers.get("Content-Type", "") else text
+
+
+def use(address: str) -> None:
+    """A note is created, found on a page, read, changed and deleted."""
+    status, note = ask(address, "/api/notes", "POST", title="Bread", body="and butter")
+    assert status == 201
+    path = f"/api/notes/{note['id']}"
+    assert note in ask(address, f"/api/notes?after={note['id'] - 1}&limit=1")[1]["items"]
+    assert ask(address, path) == (200, note)
+    assert ask(address, path, "PUT", title="Toast")[1]["title"] == "Toast"
+    assert ask(address, path, "DELETE") == (204, "")
+    assert [ask(address, probe)[0] for probe in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
+
+
+def processes(group: int | None = None, below: Path | None = None) -> dict[int, str]:
+    """The running processes of a group, or with something below a folder on their command line."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_text(errors="replace").replace("\0", " ")
+            its_group = int((process / "stat").read_text().rpartition(")")[2].split()[2])
+            if command and (its_group == group or (below and f"{below}/" in command)):
+                found[int(process.name)] = command
+    return found
+
+
+def metrics_folders(group: int) -> set[Path]:
+    """Where the gunicorn of a process group keeps its workers' metrics."""
+    found = set()
+    for process in processes(group):
+        with contextlib.suppress(OSError):
+            found |= set(re.findall(r"(/\S+/metrics-[^/\s]+)/", Path(f"/proc/{process}/maps").read_text()))
+    return {Path(folder) for folder in found}
+
+
+@contextlib.contextmanager
+def served(command: str, cwd: Path, port: int, end: signal.Signals = signal.SIGINT, **environ: str) -> Iterator[str]:
+    """Start what serves, wait until it is ready, and in the end press Ctrl-C: the address, while it serves.
+
+    It has to end in good order and leave nothing: no process, no Postgres, no folder of metrics.
+    """
+    log = cwd.parent / f"{port}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["sh", "-c", command],
+            cwd=cwd,
+            env=CLEAN | environ | {"PORT": str(port)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address, metrics = f"http://127.0.0.1:{port}", set()
+    try:
+        deadline = time.monotonic() + STARTING_SECONDS
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                if ask(address, "/readyz")[0] == 200:
+                    break
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield address
+        metrics = metrics_folders(process.pid)
+        assert len(metrics) == 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, end)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOPPING_SECONDS)
+        left = processes(process.pid, below=cwd / "instance")
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    assert left == {}, log.read_text()
+    assert process.returncode in {0, -end}, log.read_text()
+    assert "Shutting down: Master" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert [folder for folder in metrics if folder.exists()] == []
+
+
+@contextlib.contextmanager
+def postgres(project: Path, data: Path, database: str) -> Iterator[str]:
+    """A Postgres from an installed project's wheel, with its data elsewhere: its URL."""
+    server = subprocess.Popen(
+        [project / ".venv" / "bin" / "python", "-c", POSTGRES, data, database],
+        cwd=project,
+        env=CLEAN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        assert server.stdout
+        yield server.stdout.readline().strip()
+        server.communicate(timeout=STOPPING_SECONDS)
+    assert server.returncode == 0

@@ -1,0 +1,149 @@
+"""What is baked: these files and only these, as a careful engineer would have typed them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from baking import PROJECT, files
+
+BAKED = [
+    ".dockerignore",
+    ".env.example",
+    ".github/workflows/ci.yml",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "Dockerfile",
+    "Makefile",
+    "README.md",
+    "app/__init__.py",
+    "app/budget.py",
+    "app/cli.py",
+    "app/config.py",
+    "app/defaults.py",
+    "app/errors.py",
+    "app/extensions.py",
+    "app/health.py",
+    "app/home.py",
+    "app/logs.py",
+    "app/machine.py",
+    "app/metrics.py",
+    "app/models.py",
+    "app/notes.py",
+    "app/observe.py",
+    "app/pools.py",
+    "app/probes.py",
+    "app/sizing.py",
+    "app/templates/index.html",
+    "compose.yaml",
+    "docs/connection-pooling.md",
+    "gunicorn.conf.py",
+    "migrations/alembic.ini",
+    "migrations/env.py",
+    "migrations/script.py.mako",
+    "migrations/versions/0001_notes.py",
+    "pyproject.toml",
+    "requirements/dev.in",
+    "requirements/dev.txt",
+    "requirements/lock",
+    "requirements/prod.in",
+    "requirements/prod.txt",
+    "scripts/__init__.py",
+    "scripts/connect_cost.py",
+    "scripts/load.py",
+    "scripts/postgres.py",
+    "scripts/prod.py",
+    "wsgi.py",
+]
+# Files whose own braces are not the template's: they are copied, not rendered.
+BRACED = {".github/workflows/ci.yml", "app/templates/index.html", "migrations/script.py.mako"}
+# Split, so that this file does not hold what it looks for.
+OPENING = ("{" + "{", "{" + "%", "{" + "#")
+
+
+@pytest.fixture(scope="module")
+def texts(project: Path) -> dict[str, str]:
+    """Every baked file, as text. There is no other kind: this fails on one that is not."""
+    return {name: text.decode() for name, text in files(project).items()}
+
+
+def test_these_files_and_only_these(texts: dict[str, str]):
+    """The exact list of what a bake leaves, tests apart."""
+    baked = {name for name in texts if not name.startswith("tests/")}
+    assert {"missing": set(BAKED) - baked, "not listed": baked - set(BAKED)} == {"missing": set(), "not listed": set()}
+
+
+def test_one_test_file_a_module(texts: dict[str, str]):
+    """The baked suite is files that pytest collects, and what they share."""
+    tests = [Path(name).name for name in texts if name.startswith("tests/")]
+    assert "conftest.py" in tests
+    assert [name for name in tests if not re.fullmatch(r"(test_\w+|conftest|__init__)\.py", name)] == []
+
+
+def test_no_braces_are_left(texts: dict[str, str]):
+    """Nothing unrendered is left in a file, or in the name of one."""
+    for name, text in texts.items():
+        assert not any(brace in name for brace in OPENING)
+        if name not in BRACED:
+            assert [line for line in text.splitlines() if any(brace in line for brace in OPENING)] == [], name
+            assert "cookiecutter." not in text, name
+
+
+def test_nothing_is_conditional(template: Path):
+    """Every bake has the same content: the template has no `if` and no loop."""
+    copied = json.loads((template / "cookiecutter.json").read_text())["_copy_without_render"]
+    for path in (template / PROJECT).rglob("*"):
+        name = path.relative_to(template / PROJECT)
+        if path.is_file() and not any(name.match(pattern) for pattern in copied):
+            assert not re.search(r"\{%-?\s*(if|elif|else|for|macro|include|import)\b", path.read_text()), name
+
+
+def test_as_a_careful_engineer_types(texts: dict[str, str]):
+    """Unix line ends, one at the end, no trailing space, no tab but in a Makefile, and no runs of blank lines."""
+    for name, text in texts.items():
+        if not text:
+            assert name.endswith("__init__.py"), name
+            continue
+        assert "\r" not in text, name
+        assert re.search(r"[^\n]\n\Z", text), f"{name} does not end with one newline"
+        assert not text.startswith("\n"), name
+        assert not re.search(r"[ \t]$", text, re.MULTILINE), f"{name} has trailing space"
+        assert name == "Makefile" or "\t" not in text, f"{name} has a tab"
+        most = 2 if name.endswith((".py", ".py.mako")) else 1
+        prose = re.sub(r"^```python$.*?^```$", "code", text, flags=re.DOTALL | re.MULTILINE)
+        assert "\n" * (most + 2) not in prose, f"{name} has more than {most} blank lines in a row"
+
+
+def test_nothing_of_this_machine(texts: dict[str, str], template: Path, project: Path):
+    """No path of the machine that baked, and no address of a package index."""
+    places = {str(template), str(project.parent), f"{Path.home()}/"}
+    for name, text in texts.items():
+        assert not any(place in text for place in places), name
+        assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host|://\S+/simple\b", text), name
+
+
+def test_modules_say_what_they_are_for(texts: dict[str, str]):
+    """Every Python file that holds code begins with a docstring."""
+    for name, text in texts.items():
+        if name.endswith(".py") and text:
+            assert text.startswith(('"""', "#!")), name
+
+
+def test_executables(project: Path):
+    """A zip loses the executable bit, so nothing may need it but what also runs without: `sh requirements/lock`."""
+    executable = [name for name in files(project) if (project / name).stat().st_mode & 0o111]
+    assert executable in ([], ["requirements/lock"])
+
+
+def test_versions_live_once(template: Path, texts: dict[str, str]):
+    """Python's and Postgres's versions are those of cookiecutter.json wherever they are rendered, and nowhere else."""
+    asked = json.loads((template / "cookiecutter.json").read_text())
+    python, postgres = asked["_python_version"], asked["_postgres_version"]
+    assert set(re.findall(r"python:(\d+\.\d+)", texts["Dockerfile"])) == {python}
+    for name in ("compose.yaml", ".github/workflows/ci.yml"):
+        assert set(re.findall(r"postgres:(\d+)", texts[name])) <= {postgres}, name
+    assert f"postgres:{postgres}" in texts["compose.yaml"]
+    assert set(re.findall(r"python-version: \W?(\d+\.\d+)", texts[".github/workflows/ci.yml"])) <= {python}
+    for path in (template / PROJECT).rglob("*"):
+        if path.is_file() and path.parent.name not in {"requirements", "workflows"}:
+            assert not re.search(rf"python:{re.escape(python)}|postgres:{postgres}\b", path.read_text()), path

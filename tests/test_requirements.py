@@ -1,0 +1,58 @@
+"""Requirements are pinned once, with hashes, and say nothing about where they came from."""
+
+import re
+from pathlib import Path
+
+import pytest
+from baking import PROJECT, ROOT
+
+LOCKS = [
+    ROOT / "requirements" / "bake.txt",
+    ROOT / "requirements" / "test.txt",
+    ROOT / PROJECT / "requirements" / "prod.txt",
+    ROOT / PROJECT / "requirements" / "dev.txt",
+]
+BAKE, TEST, PROD, DEV = LOCKS
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """The version of each package in a lock file."""
+    return dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\]+)", lock.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_pinned_with_hashes(lock: Path):
+    """Each requirement has one version and at least one hash."""
+    for requirement in re.sub(r"\\\n", " ", lock.read_text()).splitlines():
+        if requirement and not requirement.lstrip().startswith("#"):
+            assert re.fullmatch(r"[a-z0-9-]+==[^ ]+( ; [^\\]+?)?( +--hash=sha256:[0-9a-f]{64})+ *", requirement)
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_no_address_and_no_path(lock: Path):
+    """A lock file names no package index and no folder of the machine that made it, and says how it is made again."""
+    text = lock.read_text()
+    assert "://" not in text
+    assert not re.search(r"(^|\s)/\w", text)
+    assert "make lock" in text
+    assert ("{" + "{" in text) == (lock == TEST)
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_lock_holds_what_is_asked_for(lock: Path):
+    """Every name in the .in file is pinned in the .txt file beside it."""
+    asked = re.findall(r"^([a-z][a-z0-9-]*)", lock.with_suffix(".in").read_text(), re.MULTILINE)
+    assert asked
+    assert [name for name in asked if name not in pins(lock)] == []
+
+
+@pytest.mark.parametrize(("smaller", "larger"), [(PROD, DEV), (BAKE, TEST)], ids=["project", "template"])
+def test_one_is_part_of_the_other(smaller: Path, larger: Path):
+    """What is tested is what is run: the larger set holds the smaller at the same versions."""
+    assert pins(smaller).items() <= pins(larger).items()
+
+
+def test_one_version_across_the_repository():
+    """A package that both the template's tests and the project need has one version."""
+    template, project = pins(TEST), pins(DEV)
+    assert {name for name in template.keys() & project.keys() if template[name] != project[name]} == set()

@@ -1,0 +1,45 @@
+"""Workflows, Dockerfile, compose file and hooks, read by the tools that know them. Nothing asks the network."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from baking import ROOT
+
+TOOLS = Path(sys.executable).parent
+CHECKS = [
+    # (in the template or in what it bakes, the tool, what it reads)
+    ("template", "ruff check", ""),
+    ("template", "ruff format --check", ""),
+    ("template", "actionlint", ".github/workflows/test.yml"),
+    ("template", "zizmor --offline --quiet", ".github/workflows/test.yml"),
+    ("template", "check-jsonschema --builtin-schema vendor.github-workflows", ".github/workflows/test.yml"),
+    ("project", "actionlint", ".github/workflows/ci.yml"),
+    ("project", "zizmor --offline --quiet", ".github/workflows/ci.yml"),
+    ("project", "check-jsonschema --builtin-schema vendor.github-workflows", ".github/workflows/ci.yml"),
+    ("project", "check-jsonschema --builtin-schema vendor.compose-spec", "compose.yaml"),
+    ("project", "hadolint", "Dockerfile"),
+]
+
+
+@pytest.mark.parametrize(("where", "command", "file"), CHECKS, ids=lambda value: value)
+def test_tool_has_nothing_to_say(template: Path, project: Path, where: str, command: str, file: str):
+    """Each file is clean for the tool that reads its kind."""
+    tool, *args = command.split()
+    result = subprocess.run(
+        [TOOLS / tool, *args, *([file] if file else [])],
+        cwd=template if where == "template" else project,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_ci_runs_what_people_run():
+    """CI's one command is the one that people type, and it can be run."""
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text().rstrip().endswith("exec make test")

@@ -1,0 +1,88 @@
+"""The application factory: a table of contents of what the service consists of."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from flask import Flask, Request
+from flask.json.provider import DefaultJSONProvider
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from app import cli, config, errors, health, home, metrics, models, notes, observe, pools
+from app.config import Environment, Settings, SettingsError
+from app.extensions import db
+
+
+def create_app(settings: Settings | None = None, *, web: bool | None = None) -> Flask:
+    """Build the app.
+
+    :param settings: what to run with; read from the environment when not given.
+    :param web: whether this process is a web worker, which keeps a pool; by default, whether gunicorn runs it.
+    :raises SettingsError: the settings cannot be used.
+    """
+    settings = settings or Settings.from_env(os.environ)
+    web = os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn") if web is None else web
+
+    app = Flask(__name__)
+    app.json = JSONProvider(app)
+    app.session_interface = Sessions()
+    app.config.from_mapping(
+        SECRET_KEY=settings.secret_key,
+        SESSION_COOKIE_SAMESITE="Lax",
+        MAX_CONTENT_LENGTH=config.MAX_BODY_BYTES,
+        SQLALCHEMY_DATABASE_URI=settings.database_url,
+        SQLALCHEMY_ENGINE_OPTIONS=pools.engine_options(settings, web=web),
+    )
+    app.extensions["settings"] = settings
+    app.wsgi_app = observe.Observed(app.wsgi_app)  # type: ignore[method-assign]
+    if settings.web_trusted_proxies:
+        hops = settings.web_trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+
+    observe.access.disabled = settings.environment is Environment.TESTING
+    init_database(app, settings, web=web)
+    errors.init_app(app)
+    for room in (home, health, metrics, notes):
+        app.register_blueprint(room.bp)
+    app.cli.add_command(cli.pool)
+    app.shell_context_processor(lambda: {"db": db, "models": models})
+    return app
+
+
+def init_database(app: Flask, settings: Settings, *, web: bool) -> None:
+    """Bind the database, with the pool of this environment and its watchers."""
+    dead = config.dead_key_problems(app.config)
+    if dead:
+        raise SettingsError(dead)
+    db.init_app(app)
+    with app.app_context():
+        engine = db.engine
+        db.engines[None] = pools.watch(app, engine, settings, web=web)  # type: ignore[index]  # it is a dict
+        metrics.watch(engine)
+        app.extensions["prober"] = health.Prober(engine)
+    if not web:
+        from flask_migrate import Migrate  # noqa: PLC0415  # a web worker needs no Alembic
+
+        Migrate(app, db, directory=str(Path(__file__).parent.parent / "migrations"))
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Flask's own, for requests that bring a session. An API's bring none, and the signer is not made for them."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        if self.get_cookie_name(app) not in request.cookies:
+            return self.session_class()
+        return super().open_session(app, request)
+
+
+class JSONProvider(DefaultJSONProvider):
+    """Flask's own, with times as ISO 8601 and keys in the order they were written."""
+
+    sort_keys = False
+    ensure_ascii = False
+    compact = True
+
+    @staticmethod
+    def default(value: object) -> object:
+        return value.isoformat() if isinstance(value, datetime) else DefaultJSONProvider.default(value)

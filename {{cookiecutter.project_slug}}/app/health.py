@@ -1,0 +1,97 @@
+"""Liveness and readiness.
+
+Liveness never touches the database: a blip there must not restart every copy. Readiness does, and answers within a
+second whatever happens to it: it never queues behind a full pool, and a server that hangs is given up on.
+"""
+
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Blueprint, Response, current_app, jsonify
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import QueuePool
+
+from app.errors import try_again
+from app.extensions import db
+
+ANSWER_WITHIN_SECONDS = 0.8
+# A full pool is proof enough of a living database while its connections keep coming back.
+BUSY_IS_READY_SECONDS = 5
+
+bp = Blueprint("health", __name__)
+
+
+class Prober:
+    """Asks the database whether it answers, one question at a time, in a thread that may hang in place of ours."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._lock = threading.Lock()
+        self._running: Future[None] | None = None
+        self._last_answer = float("-inf")
+        sa.event.listen(engine, "checkin", self._checked_in)
+
+    def _checked_in(self, connection: object, record: object) -> None:
+        if connection is not None:  # None: it was invalidated
+            self._last_answer = time.monotonic()
+
+    def problem(self) -> str | None:
+        """What is wrong, or None."""
+        if self.pool_is_full():
+            idle = time.monotonic() - self._last_answer
+            return None if idle < BUSY_IS_READY_SECONDS else f"no connection has come back for {idle:.0f} seconds"
+        try:
+            self._ask().result(timeout=ANSWER_WITHIN_SECONDS)
+        except TimeoutError:
+            return f"no answer within {ANSWER_WITHIN_SECONDS} seconds"
+        except sa.exc.SQLAlchemyError as error:
+            return type(error).__name__
+        return None
+
+    def pool_is_full(self) -> bool:
+        pool = self.engine.pool
+        # size and overflow are public on the pool only as methods of numbers that are not: ask for the status instead.
+        return isinstance(pool, QueuePool) and pool.checkedout() >= pool.size() + max(pool._max_overflow, 0)
+
+    def _ask(self) -> Future[None]:
+        """The question that is under way, or a new one."""
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = Future()
+                threading.Thread(target=self._answer, args=(self._running,), daemon=True).start()
+            return self._running
+
+    def _answer(self, future: Future[None]) -> None:
+        try:
+            with self.engine.connect() as connection:
+                connection.execute(sa.select(1))
+        except BaseException as error:  # noqa: BLE001  # it is raised where the answer is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+
+def pool_state(engine: Engine) -> dict[str, Any]:
+    """The pool of this worker, as it is now."""
+    pool = engine.pool
+    state: dict[str, Any] = {"class": type(pool).__name__}
+    if isinstance(pool, QueuePool):
+        state |= {"size": pool.size(), "checked_out": pool.checkedout(), "idle": pool.checkedin()}
+    return state
+
+
+@bp.get("/livez")
+def livez() -> Response:
+    return jsonify(status="alive")
+
+
+@bp.get("/readyz")
+def readyz() -> Response:
+    prober: Prober = current_app.extensions["prober"]
+    problem = prober.problem()
+    if problem:
+        return try_again(f"The database is not ready: {problem}.", pool=pool_state(db.engine))
+    return jsonify(status="ready", pool=pool_state(db.engine))

@@ -1,0 +1,71 @@
+"""`make prod`: the app with production's settings on this machine.
+
+On DATABASE_URL if that is set, else on a Postgres of its own under instance/, which is kept for the next time. The
+secret is made up for this run. Ctrl-C stops gunicorn, and then Postgres.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+from app import defaults
+from scripts import postgres
+
+DATA = Path("instance") / "postgres"
+
+
+@contextlib.contextmanager
+def database() -> Iterator[str]:
+    if "DATABASE_URL" in os.environ:
+        yield os.environ["DATABASE_URL"]
+        return
+    max_connections = int(os.environ.get("DB_MAX_CONNECTIONS", defaults.MAX_CONNECTIONS))
+    print(f"starting Postgres in {DATA} with max_connections={max_connections} (set DATABASE_URL to use yours)")
+    with postgres.running(DATA, defaults.SERVICE_NAME, max_connections=max_connections) as url:
+        yield url
+
+
+def serve(environ: Mapping[str, str]) -> int:
+    """Migrate, then run gunicorn until it ends, or until this is to end: SIGTERM, or a terminal that is closed."""
+    tools = Path(sys.executable).parent
+    migrated = subprocess.run([tools / "flask", "db", "upgrade"], env=environ, check=False)
+    if migrated.returncode:
+        return migrated.returncode
+    gunicorn = subprocess.Popen([tools / "gunicorn"], env=environ)
+
+    def stop_it(number: int, frame: FrameType | None) -> None:
+        gunicorn.terminate()
+
+    signal.signal(signal.SIGTERM, stop_it)
+    signal.signal(signal.SIGHUP, stop_it)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to gunicorn as well
+    return gunicorn.wait()
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End in good order: SIGTERM's own way would leave Postgres running."""
+    sys.exit(128 + number)
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+    secret = os.environ.get("SECRET_KEY") or secrets.token_hex(32)
+    try:
+        with database() as url:
+            return serve({**os.environ, "APP_ENV": "production", "DATABASE_URL": url, "SECRET_KEY": secret})
+    except postgres.PostgresError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before gunicorn took over
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Liveness and readiness, also when the database is in trouble."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app import health
+from app.extensions import db
+
+
+def timed(client: FlaskClient, path: str) -> tuple[int, float, Any]:
+    start = time.monotonic()
+    response = client.get(path)
+    return response.status_code, time.monotonic() - start, response.get_json()
+
+
+def test_liveness_does_not_touch_the_database(app: Flask) -> None:
+    """A blip of the database must not restart every copy."""
+    with app.app_context():
+        sa.event.listen(db.engine, "do_connect", lambda *_: pytest.fail("it connected"))
+    assert app.test_client().get("/livez").get_json() == {"status": "alive"}
+
+
+def test_readiness_says_what_the_pool_is_doing(client: FlaskClient, database_kind: str) -> None:
+    """200, and the pool of the worker that answered."""
+    status, _, body = timed(client, "/readyz")
+    assert (status, body["status"]) == (200, "ready")
+    if database_kind == "postgres":
+        assert body["pool"]["class"] == "QueuePool"
+        assert body["pool"]["size"] >= 1
+    else:
+        assert body["pool"] == {"class": "NullPool"}
+
+
+def test_a_database_that_is_gone_is_503(make_app: Any) -> None:
+    """With Retry-After, and no word of where it was."""
+    app = make_app()
+    with app.app_context():
+
+        def refuse(*_: Any) -> None:
+            raise sa.exc.OperationalError("connect to 10.1.2.3", None, Exception("refused"))
+
+        sa.event.listen(db.engine, "do_connect", refuse)
+    response = app.test_client().get("/readyz")
+    assert response.status_code == 503
+    assert response.headers["Retry-After"]
+    assert "10.1.2.3" not in response.text
+    assert app.test_client().get("/livez").status_code == 200
+
+
+def test_a_database_that_hangs_is_given_up_within_a_second(make_app: Any) -> None:
+    """And the question that hangs is not asked again: probes must not pile up connections."""
+    app = make_app()
+    let_go = threading.Event()
+    asked = []
+
+    def hang(*_: Any) -> None:
+        asked.append(1)
+        let_go.wait(10)
+
+    sa.event.listen(app.extensions["statements"], "before_cursor_execute", hang)
+    client = app.test_client()
+    try:
+        for _ in range(2):
+            status, seconds, body = timed(client, "/readyz")
+            assert status == 503
+            assert seconds < 1
+            assert "no answer" in body["detail"]
+        assert len(asked) == 1
+    finally:
+        let_go.set()
+    time.sleep(0.1)
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.postgres
+@pytest.mark.live
+def test_readiness_does_not_queue_behind_a_full_pool(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is busy and keeps moving is ready; one that nothing comes back to is not."""
+    client = app.test_client()
+    assert client.get("/readyz").status_code == 200
+    with app.app_context():
+        held = [db.engine.connect() for _ in range(db.engine.pool.size())]  # type: ignore[attr-defined]
+    status, seconds, body = timed(client, "/readyz")
+    assert (status, body["pool"]["idle"]) == (200, 0)
+    assert seconds < 0.5
+    monkeypatch.setattr(health, "BUSY_IS_READY_SECONDS", 0)
+    status, seconds, body = timed(client, "/readyz")
+    assert status == 503
+    assert seconds < 0.5
+    assert "no connection has come back" in body["detail"]
+    for connection in held:
+        connection.close()
+    assert client.get("/readyz").status_code == 200

@@ -1,0 +1,177 @@
+"""The real server: gunicorn with the plan's defaults, on a real Postgres, with more clients than slots."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+from app import defaults
+from app.config import Settings
+
+pytestmark = [pytest.mark.postgres, pytest.mark.live]
+
+ROOT = Path(__file__).parent.parent
+GUNICORN = Path(sys.executable).parent / "gunicorn"
+START_SECONDS = 30
+
+
+def free_port() -> int:
+    """A port with a free neighbour, for the probes."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
+def call(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        sent = None if body is None else json.dumps(body)
+        connection.request(method, path, sent, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        text = response.read()
+        return response.status, json.loads(text) if response.headers.get_content_subtype() == "json" else text.decode()
+    finally:
+        connection.close()
+
+
+@contextlib.contextmanager
+def serving(environ: dict[str, str], log: Path) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
+    """gunicorn as `make prod` runs it, for as long as the context lasts."""
+    port = free_port()
+    bare = {"PATH": os.environ["PATH"], "PORT": str(port), **environ}
+    with log.open("wb") as output:
+        server = subprocess.Popen([GUNICORN], env=bare, cwd=ROOT, stdout=output, stderr=output)
+        try:
+            give_up = time.monotonic() + START_SECONDS
+            while True:
+                with contextlib.suppress(OSError):
+                    if call(port, "GET", "/livez")[0] == 200:
+                        break
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < give_up, log.read_text()
+                time.sleep(0.05)
+            yield port, server
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+@contextlib.contextmanager
+def sampled_peak(url: str) -> Iterator[list[int]]:
+    """The most connections of the service that pg_stat_activity shows meanwhile."""
+    peak = [0]
+    done = threading.Event()
+    libpq = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    query = "select count(*) from pg_stat_activity where application_name = %s"
+
+    def sample() -> None:
+        with psycopg.connect(libpq, autocommit=True) as connection:
+            while not done.is_set():
+                row = connection.execute(query, [defaults.SERVICE_NAME]).fetchone()
+                peak[0] = max(peak[0], row[0] if row else 0)
+                time.sleep(0.005)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        sampler.join()
+
+
+def drive(port: int, clients: int, seconds: float) -> Counter[int]:
+    """Mixed load: each client writes a note and reads it, again and again. Statuses, counted."""
+    statuses: Counter[int] = Counter()
+    until = time.monotonic() + seconds
+
+    def client() -> None:
+        while time.monotonic() < until:
+            status, note = call(port, "POST", "/api/notes", {"title": "under load"})
+            statuses[status] += 1
+            if status == 201:
+                status, read = call(port, "GET", f"/api/notes/{note['id']}")
+                statuses[status if read == note else -1] += 1
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return statuses
+
+
+def test_the_peak_is_the_plans(app: Any, environ: dict[str, str], tmp_path: Path) -> None:
+    """Three times as many clients as slots: every request is served, every slot is used, and no connection more is
+    open than the plan says. The app is loaded before the fork, so this also shows that nothing is inherited."""
+    plan = Settings.from_env(environ).plan
+    log = tmp_path / "log"
+    with serving(environ, log) as (port, _), sampled_peak(environ["DATABASE_URL"]) as peak:
+        statuses = drive(port, plan.slots * 3, 2)
+        _, metrics = call(port + 1, "GET", "/metrics")
+    assert set(statuses) == {200, 201}, (statuses, log.read_text())
+    assert peak[0] == plan.connections_per_instance
+    assert f"db_pool_capacity {plan.connections_per_instance}.0" in metrics
+    assert f"db_connections_opened_total {plan.connections_per_instance}.0" in metrics
+    assert "db_pool_timeouts_total 0.0" in metrics
+    assert call_is_logged(log)
+
+
+def call_is_logged(log: Path) -> bool:
+    """One JSON object a line, all of them."""
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    return any(entry.get("path") == "/api/notes" and entry["status"] == 201 for entry in entries)
+
+
+def test_signals_cannot_break_the_plan(app: Any, environ: dict[str, str], tmp_path: Path) -> None:
+    """TTIN, three times, and not one worker more; then a stop that leaves nothing behind."""
+    plan = Settings.from_env(environ).plan
+    log = tmp_path / "log"
+    with serving(environ, log) as (port, server), sampled_peak(environ["DATABASE_URL"]) as peak:
+        for _ in range(3):
+            server.send_signal(signal.SIGTTIN)
+        statuses = drive(port, plan.slots * 3, 0.5)
+    assert set(statuses) == {200, 201}
+    assert peak[0] <= plan.connections_per_instance
+    assert "would break the plan" in log.read_text()
+    assert server.returncode == 0
+
+
+def test_a_port_in_use_is_said_at_once(environ: dict[str, str], tmp_path: Path) -> None:
+    """With the variable that moves it, not after five retries."""
+    port = str(free_port())
+    with socket.create_server(("127.0.0.1", int(port))):
+        done = subprocess.run(
+            [GUNICORN],
+            env={"PATH": os.environ["PATH"], **environ, "PORT": port},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port} is in use; set PORT" in done.stderr
+    assert "Traceback" not in done.stderr
