@@ -1,0 +1,86 @@
+"""Ways to stress the service, added to a baked copy by chaos_wsgi.py. The template has none of them."""
+
+import os
+import time
+
+from flask import Blueprint, Flask, current_app, jsonify, request
+from sqlalchemy import text
+
+from app.extensions import db
+
+bp = Blueprint("chaos", __name__, url_prefix="/chaos")
+
+
+def seconds() -> float:
+    return float(request.args.get("s", "0.05"))
+
+
+@bp.route("/query", methods=["GET", "POST"])
+def query():
+    """A query that takes its time."""
+    pid = db.session.execute(text("select pg_backend_pid() from pg_sleep(:s)"), {"s": seconds()}).scalar_one()
+    return jsonify(worker=os.getpid(), backend=pid)
+
+
+@bp.get("/slow")
+def slow():
+    """A request that takes its time, without the database."""
+    time.sleep(seconds())
+    return jsonify(worker=os.getpid())
+
+
+@bp.get("/echo/<int:number>")
+def echo(number: int):
+    """The row that was asked for, if nobody else's comes instead."""
+    row = db.session.execute(text("select cast(:n as bigint)"), {"n": number}).scalar_one()
+    return jsonify(number=row, worker=os.getpid())
+
+
+@bp.post("/idle")
+def idle():
+    """A transaction that is left open while something else is done."""
+    db.session.execute(text("select 1"))
+    time.sleep(seconds())
+    db.session.execute(text("select 1"))
+    return jsonify(worker=os.getpid())
+
+
+@bp.get("/two")
+def two():
+    """Two connections in one request."""
+    with db.engine.connect() as first:
+        first.execute(text("select 1"))
+        time.sleep(seconds())
+        with db.engine.connect() as second:
+            second.execute(text("select 1"))
+    return jsonify(worker=os.getpid())
+
+
+@bp.get("/nested")
+def nested():
+    """A nested app context: a second session, and so a second connection."""
+    db.session.execute(text("select 1"))
+    time.sleep(seconds())
+    with current_app._get_current_object().app_context():
+        db.session.execute(text("select 1"))
+    return jsonify(worker=os.getpid())
+
+
+@bp.route("/settings", methods=["GET", "POST"])
+def settings():
+    """What the server says that holds for this request."""
+    names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+    found = db.session.execute(
+        text("select name, setting from pg_settings where name = any(:names)"), {"names": [*names]}
+    )
+    return jsonify(dict(found.all()))
+
+
+def use_in_this_process(app: Flask, connections: int) -> None:
+    """Fill the pool here, at import: with preload that is the master."""
+    with app.app_context():
+        held = [db.engine.connect() for _ in range(connections)]
+        for connection in held:
+            connection.execute(text("select 1"))
+        for connection in held:
+            connection.close()

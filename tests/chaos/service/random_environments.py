@@ -1,0 +1,73 @@
+"""Random environments against the settings, in one process: `python random_environments.py COUNT`."""
+
+import json
+import sys
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from app.config import NAMES, Settings, SettingsError
+
+SECRET = "correcthorsebatterystaple0123456789xyz"  # noqa: S105
+PASSWORD = "hunter2hunter2"  # noqa: S105
+NUMBER = st.integers(0, 40).map(str) | st.integers(-5, 10**7).map(str) | st.floats(allow_nan=True).map(str)
+CHOICE = st.sampled_from(
+    ["production", "development", "testing", "none", "pgbouncer", "enforce", "off", "sync", "gthread"]
+)
+URL = st.sampled_from(
+    [
+        f"postgresql://app:{PASSWORD}@db/service",
+        f"postgres://app:{PASSWORD}@db:5432/service?sslmode=require",
+        f"mysql://app:{PASSWORD}@db/service",
+        f"postgresql://app:{PASSWORD}@db:port/service",
+        "sqlite:///file.db",
+        "sqlite://",
+        "sqlite:///:memory:",
+        f"app:{PASSWORD}",
+    ]
+)
+VALUE = st.text(max_size=20).map(lambda text: text.replace("\0", "")) | NUMBER | CHOICE
+MISSPELT = st.sampled_from(
+    ["DB_POOLSIZE", "WEB_CONCURENCY", "APP_ENVIRONMENT", "DB_PORT", "WEB_SERVICE_HOST", "SQLALCHEMY_POOL_SIZE"]
+)
+SANE = st.fixed_dictionaries({"APP_ENV": CHOICE.filter(lambda v: v in {"production", "development", "testing"}),
+                              "DATABASE_URL": URL, "SECRET_KEY": st.just(SECRET)})  # fmt: skip
+WILD = st.dictionaries(
+    st.sampled_from(sorted(NAMES)) | MISSPELT, VALUE | URL.filter(lambda url: "://" in url), max_size=4
+)
+SMALL = st.dictionaries(
+    st.sampled_from(sorted(NAMES - {"APP_ENV", "DATABASE_URL", "SECRET_KEY"})), NUMBER | CHOICE, max_size=2
+)
+
+outcomes: Counter[str] = Counter()
+
+
+@settings(max_examples=int(sys.argv[1]), deadline=None, database=None, phases=[Phase.generate],
+          suppress_health_check=list(HealthCheck))  # fmt: skip
+@given(st.one_of(SMALL, WILD), SANE)
+def start(changes: dict[str, str], sane: dict[str, str]) -> None:
+    environ = {**sane, **changes}
+    try:
+        made = Settings.from_env(environ)
+    except SettingsError as error:
+        refusal = error
+    else:
+        refusal = None
+    if refusal:
+        outcomes["refused"] += 1
+        text = str(refusal)
+        assert refusal.problems, "refused without a reason"
+        assert len(text) < 5000, "an endless error"
+        assert not [part for part in (PASSWORD, SECRET) if part in text], f"a secret in: {text}"
+        return
+    outcomes["served"] += 1
+    plan = made.plan
+    assert not [part for part in (PASSWORD, SECRET) if part in repr(made)], "a secret in the settings' repr"
+    assert plan.slots >= 2
+    assert plan.pooler != "none" or plan.connections_peak <= plan.connections_usable, plan
+    assert plan.connections_per_worker >= plan.threads, plan
+
+
+start()
+json.dump(outcomes, sys.stdout)

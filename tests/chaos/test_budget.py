@@ -1,0 +1,109 @@
+"""The promise: never more connections than the plan says, whatever happens to the workers."""
+
+import contextlib
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chaos.harness import NO_CONNECTION_LEFT, Copy, Load, Postgres, Project, Result, Sampler, read, record
+
+BAR = "peak <= plan, no 'too many clients', nothing failed"
+RECYCLED = (
+    ("gunicorn.conf.py", "max_requests = 10_000", "max_requests = 200"),
+    ("gunicorn.conf.py", "max_requests_jitter = 5_000", "max_requests_jitter = 100"),
+)
+
+
+def signalled(number: signal.Signals, times: int = 1) -> Callable[[list[Copy]], None]:
+    def act(copies: list[Copy]) -> None:
+        for _ in range(times):
+            copies[0].signal(number)
+            time.sleep(0.3)
+
+    return act
+
+
+ACTS: dict[str, Callable[[list[Copy]], None]] = {
+    "nothing else": lambda copies: None,
+    "TTIN x 5": signalled(signal.SIGTTIN, 5),
+    "HUP": signalled(signal.SIGHUP),
+    "HUP x 3 while it goes on": signalled(signal.SIGHUP, 3),
+}
+
+
+def budgets(
+    project: Project,
+    postgres: Postgres,
+    acts: dict[str, Callable[[list[Copy]], None]],
+    seconds: float,
+    path: str = "/chaos/query?s=0.02",
+) -> list[Result]:
+    """Two copies, as planned for, both under full load while one of them is acted upon."""
+    results = []
+    with contextlib.ExitStack() as stack:
+        copies = [Copy(project, postgres.url(), APP_INSTANCES=2) for _ in range(2)]
+        for copy in copies:
+            copy.start(wait=False)
+            stack.callback(copy.stop)
+        for copy in copies:
+            copy.ready()
+        plan = copies[0].plan["peak"]
+        sampler = stack.enter_context(Sampler(postgres, project.slug))
+        loads = [stack.enter_context(Load(copy.port, read(path), clients=32)) for copy in copies]
+        for name, act in acts.items():
+            sampler.peak()
+            seen = [len(load.answers) for load in loads]
+            workers = {pid for copy in copies for pid in copy.workers()}
+            act(copies)
+            time.sleep(seconds)
+            peak, kinds = sampler.peak(), Counter[str]()
+            for load, start in zip(loads, seen, strict=True):
+                kinds.update(answer.kind for answer in load.answers[start:])
+            renewed = len({pid for copy in copies for pid in copy.workers()} - workers)
+            refused = len(NO_CONNECTION_LEFT.findall(postgres.log.read_text()))
+            result = Result(f"Budget: {name}", "2 copies, 32 clients each, 20 ms query, workers recycled", BAR)
+            result.counted = {"peak": peak, "plan": plan, "answers": dict(kinds), "new workers": renewed}
+            result.expect(peak <= plan, f"peak {peak} > {plan}")
+            result.expect(refused == 0, f"{refused} times too many clients")
+            result.expect(set(kinds) == {"200"}, f"answers {dict(kinds)}")
+            results.append(result)
+    return results
+
+
+def test_budget(baked: Project, postgres: Postgres, tmp_path: Path, long: bool) -> None:
+    results = budgets(baked.copy(tmp_path, RECYCLED), postgres, ACTS, 20 if long else 3)
+    for result in results:
+        record(result)
+    assert not [result.missed for result in results if result.missed]
+
+
+def test_workers_on_the_command_line(baked: Project, postgres: Postgres) -> None:
+    """`--workers` would change one side of the sum without the other: refused, with what to set instead."""
+    result = Result("Budget: --workers, --threads, GUNICORN_CMD_ARGS", "start", "refused, with the variable to set")
+    cases = [
+        ("WEB_CONCURRENCY", ("--workers=9",), {}),
+        ("WEB_THREADS", (), {"GUNICORN_CMD_ARGS": "--threads=9"}),
+    ]
+    for variable, arguments, env in cases:
+        with pytest.raises(RuntimeError) as refused, Copy(baked, postgres.url(), *arguments, **env):
+            pass
+        result.expect(f"set {variable}=9" in str(refused.value), str(refused.value)[-200:])
+    result.counted = {"refused": len(cases) - len(result.missed)}
+    assert not record(result).missed
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "path"),
+    [
+        pytest.param("pools without overflow", "nothing else", "/chaos/two?s=0.02", marks=pytest.mark.long),
+        pytest.param("the refusal of a worker by TTIN", "TTIN x 5", "/chaos/query?s=0.02", marks=pytest.mark.long),
+        ("one for one on HUP", "HUP", "/chaos/query?s=0.02"),
+    ],
+)
+def test_sabotage(name: str, act: str, path: str, sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
+    (result,) = budgets(sabotaged(name), postgres, {act: ACTS[act]}, 1.5, path)
+    assert record(result, sabotaged=name).missed

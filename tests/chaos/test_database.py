@@ -1,0 +1,257 @@
+"""What happens to the database must not happen to the clients, or only as 503, and for no longer than it lasts."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from chaos.harness import Clusters, Copy, Load, Postgres, Project, Request, Result, fetch, read, record, wait_for
+
+
+def mixed(number: int) -> Request:
+    """Four reads for each write. The title says which write it was."""
+    if number % 5 == 0:
+        return "POST", "/api/notes", json.dumps({"title": f"write {number}", "body": "x"}).encode()
+    return "GET", "/api/notes?limit=5", b""
+
+
+def exactly_once(postgres: Postgres, load: Load, result: Result) -> None:
+    with psycopg.connect(postgres.url()) as connection:
+        stored = Counter(row[0] for row in connection.execute("select title from notes"))
+    acknowledged = [a.json["title"] for a in load.answers if a.status == 201]
+    result.counted["writes acknowledged"] = len(acknowledged)
+    wrong = [title for title in acknowledged if stored[title] != 1]
+    twice = [title for title, count in stored.items() if count > 1]
+    result.expect(not wrong and not twice, f"{len(wrong)} acknowledged writes not there once, {len(twice)} there twice")
+
+
+def terminated(project: Project, postgres: Postgres, seconds: float) -> Result:
+    result = Result(
+        "Backends terminated every second", f"24 clients, 1 write to 4 reads, {seconds:g} s",
+        "no failed read; a write fails only in flight, with 503; each acknowledged write there once",
+    )  # fmt: skip
+    with Copy(project, postgres.url()) as copy:
+        killed = 0
+        with Load(copy.port, mixed, clients=24) as load:
+            until = time.monotonic() + seconds
+            while time.monotonic() < until:
+                time.sleep(1)
+                killed += postgres.terminate()
+        # Without a load nothing is in flight, so nothing may fail at all.
+        idle: Counter[str] = Counter()
+        for number in range(10):
+            postgres.terminate()
+            time.sleep(0.05)
+            idle.update(copy.get("/api/notes", "POST", title=f"idle {number} {again}").kind for again in range(3))
+        workers = copy.text().count("Booting worker")
+    failed = {method: Counter(a.kind for a in load.answers if (a.path == "/api/notes") == (method == "write"))
+              for method in ("read", "write")}  # fmt: skip
+    result.counted = {
+        "killed": killed,
+        "reads": dict(failed["read"]),
+        "writes": dict(failed["write"]),
+        "idle": dict(idle),
+    }
+    result.expect(set(failed["read"]) == {"200"}, f"reads {dict(failed['read'])}")
+    result.expect(set(failed["write"]) <= {"201", "503"}, f"writes {dict(failed['write'])}")
+    result.expect(
+        failed["write"]["503"] <= killed, f"{failed['write']['503']} failed writes, {killed} connections killed"
+    )
+    result.expect(set(idle) == {"201"}, f"writes with nothing in flight: {dict(idle)}")
+    result.expect(workers == 3, f"{workers} workers were started")
+    exactly_once(postgres, load, result)
+    return result
+
+
+def test_terminated(baked: Project, postgres: Postgres, long: bool) -> None:
+    assert not record(terminated(baked, postgres, 20 if long else 4)).missed
+
+
+@pytest.mark.parametrize("name", ["the check at checkout", "the second try of a read"])
+@pytest.mark.long
+def test_sabotage_terminated(name: str, sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
+    assert record(terminated(sabotaged(name), postgres, 6), sabotaged=name).missed
+
+
+def restarted(project: Project, postgres: Postgres, how: signal.Signals, name: str, down: float) -> Result:
+    result = Result(
+        f"Postgres restarted: {name}", f"24 clients, 1 write to 4 reads, down for {down:g} s",
+        "503s only while it is down; first success <= 1 s after it accepts; no worker dies",
+    )  # fmt: skip
+    with Copy(project, postgres.url()) as copy:
+        before = set(copy.workers())
+        with Load(copy.port, mixed, clients=24) as load:
+            time.sleep(1)
+            stopped = time.monotonic()
+            postgres.stop(how)
+            time.sleep(down)
+            postgres.start()
+            accepts = time.monotonic()
+            time.sleep(3)
+        died = before - set(copy.workers())
+    first = min((a.ended for a in load.answers if a.status in (200, 201) and a.ended > accepts), default=float("inf"))
+    late = [a for a in load.answers if a.status not in (200, 201) and not stopped <= a.ended <= accepts + 1]
+    result.counted = {"answers": dict(load.kinds()), "first success after s": round(first - accepts, 2),
+                      "failures outside": len(late), "workers that died": len(died)}  # fmt: skip
+    result.expect(set(load.kinds()) <= {"200", "201", "503"}, f"answers {dict(load.kinds())}")
+    result.expect("503" in load.kinds(), "nothing failed, so it was not down")
+    result.expect(first - accepts <= 1, f"first success after {first - accepts:.1f} s")
+    result.expect(not late, f"{len(late)} failures when it was up")
+    result.expect(not died, f"{len(died)} workers died")
+    exactly_once(postgres, load, result)
+    return result
+
+
+@pytest.mark.parametrize(("how", "name"), [(signal.SIGINT, "fast"), (signal.SIGQUIT, "immediate")])
+def test_restarted(how: signal.Signals, name: str, baked: Project, postgres: Postgres, long: bool) -> None:
+    assert not record(restarted(baked, postgres, how, name, 10 if long else 1)).missed
+
+
+@pytest.mark.long
+def test_sabotage_restarted(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
+    name = "503 for the database's errors"
+    result = restarted(sabotaged(name), postgres, signal.SIGINT, "fast", 1)
+    assert record(result, sabotaged=name).missed
+
+
+def read_only(project: Project, server: Clusters, seconds: float) -> Result:
+    """The primary refuses writes, and the other server takes them, while both accept connections."""
+    result = Result(
+        "Failover: the server becomes read-only", f"12 clients that write, {seconds:g} s, two hosts in the URL",
+        "at most one failed write per pooled connection; then the other server",
+    )  # fmt: skip
+
+    def writable(postgres: Postgres, yes: bool) -> None:
+        postgres.ask(f"alter system set default_transaction_read_only = {'off' if yes else 'on'}")
+        postgres.ask("select pg_reload_conf()")
+
+    with server() as one, server() as two:
+        writable(two, False)
+        url = f"postgresql://app@/service?host=127.0.0.1,127.0.0.1&port={one.port},{two.port}"
+        with Copy(project, url) as copy:
+            connections = copy.plan["peak"] // copy.plan["instances"]
+            with Load(copy.port, lambda number: ("POST", "/api/notes", b'{"title": "w"}'), clients=12) as load:
+                time.sleep(1)
+                writable(two, True)
+                writable(one, False)
+                flipped = time.monotonic()
+                time.sleep(seconds)
+            last = [copy.get("/api/notes", "POST", title="last").kind for _ in range(20)]
+            here, there = len(one.backends()), len(two.backends())
+    failed = [a for a in load.answers if a.status != 201]
+    result.counted = {"answers": dict(load.kinds()), "connections": connections, "failed": len(failed),
+                      "last failure after s": round(max((a.ended - flipped for a in failed), default=0), 2),
+                      "then": dict(Counter(last)), "on the old, the new": (here, there)}  # fmt: skip
+    result.expect(len(failed) <= connections, f"{len(failed)} failed writes with {connections} connections")
+    result.expect(all(a.status == 503 for a in failed), f"failed with {Counter(a.kind for a in failed)}")
+    result.expect(set(last) == {"201"}, f"then: {Counter(last)}")
+    return result
+
+
+def test_read_only(baked: Project, server: Clusters, long: bool) -> None:
+    assert not record(read_only(baked, server, 10 if long else 2)).missed
+
+
+@pytest.mark.long
+def test_sabotage_read_only(sabotaged: Callable[[str], Project], server: Clusters) -> None:
+    name = "25006 as a disconnect"
+    assert record(read_only(sabotaged(name), server, 1), sabotaged=name).missed
+
+
+def killed(project: Project, postgres: Postgres) -> Result:
+    result = Result(
+        "Workers and master killed with SIGKILL", "10 s queries in flight",
+        "a new worker serves; no orphan backend after 5 s",
+    )  # fmt: skip
+    with Copy(project, postgres.url()) as copy:
+        with Load(copy.port, read("/chaos/query?s=10"), clients=12, requests=12) as load:
+            wait_for(lambda: len(postgres.backends()) >= 12, 10, "12 backends")
+            backends = set(postgres.backends())
+            for pid in copy.workers():
+                os.kill(pid, signal.SIGKILL)
+            died = time.monotonic()
+            served = wait_for(lambda: fetch(copy.port, "/api/notes").status == 200, 10, "answer") and time.monotonic()
+            time.sleep(max(0, died + 5 - time.monotonic()))
+            orphans = backends & set(postgres.backends())
+            load.wait()
+        with Load(copy.port, read("/chaos/query?s=10"), clients=12, requests=12):
+            wait_for(lambda: len(postgres.backends()) >= 12, 10, "12 backends")
+            workers = copy.workers()
+            copy.signal(signal.SIGKILL)
+            for pid in workers:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(5)
+            left = len(postgres.backends())
+        copy.stop()
+        copy.start()
+        again = copy.get("/api/notes").kind
+    result.counted = {"served again after s": round(served - died, 2), "orphans of workers": len(orphans),
+                      "orphans of all": left, "after a new start": again}  # fmt: skip
+    result.expect(not orphans, f"{len(orphans)} orphans of killed workers")
+    result.expect(not left, f"{left} orphans when all were killed")
+    result.expect(again == "200", f"after a new start {again}")
+    return result
+
+
+def test_killed(baked: Project, postgres: Postgres) -> None:
+    assert not record(killed(baked, postgres)).missed
+
+
+@pytest.mark.long
+def test_sabotage_killed(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
+    name = "client_connection_check_interval"
+    assert record(killed(sabotaged(name), postgres), sabotaged=name).missed
+
+
+SHORT = {"DB_CONNECT_TIMEOUT": 2, "DB_POOL_TIMEOUT": 2, "DB_STATEMENT_TIMEOUT": 3}
+
+
+def stuck(project: Project, postgres: Postgres) -> list[Result]:
+    """Each of them twice as often as there are slots, then the whole pool must be there again."""
+    results = []
+    cases = {
+        "a query beyond the statement timeout": ("GET", "/chaos/query?s=20", {"503"}),
+        "a transaction left idle": ("POST", "/chaos/idle?s=5", {"503"}),
+        "two connections in one request": ("GET", "/chaos/two?s=0.3", {"200", "503"}),
+        "a nested app context": ("GET", "/chaos/nested?s=0.3", {"200", "503"}),
+    }
+    with Copy(project, postgres.url(), **SHORT) as copy:
+        slots = copy.plan["workers"] * copy.plan["pool"]
+        for name, (method, path, allowed) in cases.items():
+            result = Result(
+                f"Stuck: {name}", f"{slots} at once, statement timeout 3 s, pool timeout 2 s",
+                "ended in <= 8 s with a clear error; the pool is whole afterwards",
+            )  # fmt: skip
+            load = Load(
+                copy.port, lambda n, m=method, p=path: (m, p, b""), clients=slots, requests=slots, timeout=12
+            ).run()
+            slowest = load.quantile(1)
+            after = Load(copy.port, read("/chaos/query?s=0.3"), clients=slots, requests=slots).run()
+            held = copy.metric("db_pool_checked_out")
+            result.counted = {"answers": dict(load.kinds()), "slowest s": round(slowest, 1), "checked out after": held,
+                              "then": dict(after.kinds())}  # fmt: skip
+            result.expect(set(load.kinds()) <= allowed, f"answers {dict(load.kinds())}")
+            result.expect(slowest <= 8, f"slowest {slowest:.1f} s")
+            result.expect(held == 0, f"{held} connections are still checked out")
+            result.expect(set(after.kinds()) == {"200"}, f"afterwards {dict(after.kinds())}")
+            results.append(result)
+    return results
+
+
+def test_stuck(baked: Project, postgres: Postgres) -> None:
+    results = [record(result) for result in stuck(baked, postgres)]
+    assert not [result.missed for result in results if result.missed]
+
+
+@pytest.mark.long
+def test_sabotage_stuck(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
+    name = "statement and idle timeouts"
+    results = stuck(sabotaged(name), postgres)[:2]
+    for result in results:
+        record(result, sabotaged=name)
+    assert all(result.missed for result in results)
