@@ -1,0 +1,1 @@
+"""How fast the baked service is, against code without its comforts: `make bench`, or `python -m tests.bench --help`."""

@@ -1,0 +1,239 @@
+"""`python -m tests.bench`: everything with no argument, or one part of it."""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from tests.bench import inprocess, load, machine, report, rounds, servers
+from tests.bench.project import HERE, MAX_CONNECTIONS, SERVER_SETTINGS, TEMPLATE, Project, baked
+
+RESULTS = HERE / "results"
+CHART = TEMPLATE / "docs" / "bench.svg"
+MEMORY_REQUESTS = 10_000
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def quick(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def measure(
+    project: Project, options: argparse.Namespace, choose: Callable[[Project], list[servers.Candidate]]
+) -> dict[str, object]:
+    candidates = [one for one in choose(project) if not options.only or one.name in options.only]
+    if not candidates:
+        raise SystemExit(f"no such candidate: {options.only}")
+    rows = rounds.run(
+        project,
+        candidates,
+        workloads=options.workloads,
+        clients=options.clients,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        warm_up=options.warm_up,
+        say=quick,
+    )
+    say(report.speed(rows))
+    say()
+    say(report.memory(rows))
+    if verdicts := report.bars(rows):
+        say()
+        say(verdicts)
+    say()
+    say(report.footnote(rows))
+    postgres = project.admin.execute("show server_version").fetchone()[0]
+    return {
+        "machine": machine.describe() | {"postgres": postgres},
+        "server_settings": SERVER_SETTINGS | {"max_connections": MAX_CONNECTIONS},
+        "plan": project.plan(),
+        "measured": time.strftime("%Y-%m-%d"),
+        "seconds": options.seconds,
+        "candidates": {one.name: one.what for one in candidates},
+        "rows": rows,
+    }
+
+
+def run(project: Project, options: argparse.Namespace) -> None:
+    """All candidates of the benchmark."""
+    result = measure(project, options, servers.issue_four)
+    chosen = [one for one in servers.issue_four(project) if not options.only or one.name in options.only]
+    result["round_trips"] = rounds.count(project, chosen, options.workloads)
+    say()
+    say(report.round_trips(result["round_trips"]))
+    rounds.store(options.out or RESULTS / "bench.json", result)
+
+
+def sweep(project: Project, options: argparse.Namespace) -> None:
+    """Other workers x threads within the same connection budget."""
+    rounds.store(options.out or RESULTS / "sweep.json", measure(project, options, servers.sizes))
+
+
+def logs(project: Project, options: argparse.Namespace) -> None:
+    """The access log and the metrics: on, and off."""
+    rounds.store(options.out or RESULTS / "logs.json", measure(project, options, servers.without_logs))
+
+
+def counts(project: Project, options: argparse.Namespace) -> None:
+    """Round trips of each endpoint of the baked service, and what the liveness check costs."""
+    with (
+        rounds.counting(project.port) as (port, counted),
+        servers.serving(project, servers.baked(project, "baked", ""), port) as server,
+    ):
+        load.drive(server, "read", rounds.WARM_UP_CLIENTS, 1)
+        load.drive(server, "write", rounds.WARM_UP_CLIENTS, 1)
+        server.settle()
+        ids = iter(range(1, 10_000))
+        note = {"title": "changed", "body": ""}
+        requests = {
+            "GET /": lambda: server.get("/"),
+            "GET /livez": lambda: server.get("/livez"),
+            "GET /readyz": lambda: server.get("/readyz"),
+            "GET /metrics": lambda: server.get("/metrics"),
+            "GET /api/notes/<id>": lambda: server.get("/api/notes/500"),
+            "GET /api/notes": lambda: server.get("/api/notes?limit=20"),
+            "POST /api/notes": lambda: server.ask("POST", "/api/notes", note),
+            "PUT /api/notes/<id>": lambda: server.ask("PUT", "/api/notes/500", note),
+            "DELETE /api/notes/<id>": lambda: server.ask("DELETE", f"/api/notes/{next(ids)}"),
+        }
+        body = []
+        for name, request in requests.items():
+            for _ in range(200):  # each statement is prepared on each connection at its fifth use
+                request()
+            found = []
+            for _ in range(rounds.COUNTED_REQUESTS):
+                before = counted.snapshot()[1]
+                request()
+                found.append(counted.snapshot()[1] - before)
+            body.append([name, min(found), median(found), max(found)])
+    say(report.table(["round trips a request", "least", "median", "most"], body))
+    timings, sent = inprocess.guard(project)
+    say()
+    say(f"liveness check at checkout: {median(timings):.2f} us (bar: 2), round trips of all checks: {sent} (bar: 0)")
+
+
+def memory(project: Project, options: argparse.Namespace) -> None:
+    """PSS of a worker, idle and after 10,000 requests, with the app loaded before the fork and after it."""
+    plan = project.plan()
+    plain = ("gunicorn", "--config", "/dev/null", "--workers", str(plan["workers"]), "--threads", str(plan["threads"]))
+    after_fork = servers.Candidate(
+        "no-preload",
+        "each worker imports the app by itself",
+        (*plain, "--bind", "127.0.0.1:{port}", "baked:app"),
+        project.folder,
+    )
+    found: dict[str, list[dict[str, float]]] = {}
+    for _ in range(options.rounds):
+        for candidate in (servers.baked(project, "baked", ""), after_fork):
+            with servers.serving(project, candidate) as server:
+                load.drive(server, "read", 4, 1)  # all workers have served, or they would have half of it unloaded
+                idle, requests = machine.memory(server.pid), 0
+                while requests < MEMORY_REQUESTS:
+                    requests += load.drive(server, "read", 32, 1)["requests"]
+                found.setdefault(candidate.name, []).append({"idle": idle, "after": machine.memory(server.pid)})
+    body = []
+    for when in ("idle", "after"):
+        for figure in ("pss_worker_mib", "pss_share_mib"):
+            ours, theirs = ([one[when][figure] for one in found[name]] for name in ("baked", "no-preload"))
+            paired = report.Paired(tuple(a / b for a, b in zip(ours, theirs, strict=True)))
+            body.append([f"{figure} {when}", f"{median(ours):.1f}", f"{median(theirs):.1f}", paired])
+    say(report.table(["", "baked", "without preload", "ratio (bar: 0.6)"], body))
+
+
+def startup(project: Project, options: argparse.Namespace) -> None:
+    """CPU to import the service and to build its app; the time to bake."""
+    found = inprocess.start(project, options.rounds)
+    say("CPU seconds: import {import:.3f} + create_app {create_app:.3f} = {both:.3f} (bar: 0.35)".format(**found))
+    say(f"the whole process, Python itself included: {found['process']:.3f} s")
+    say(f"baking against an empty template: {inprocess.baking(options.rounds)} (bar: 1.2)")
+
+
+def instrument(project: Project, options: argparse.Namespace) -> None:
+    """One request in process: CPU in paired turns, or instructions with --callgrind."""
+    loops = [one for one in inprocess.loops(project, options.extra) if not options.only or one.name in options.only]
+    for workload in options.workloads:
+        if options.callgrind:
+            found = {one.name: [inprocess.instructions(project, one, workload, options.requests)] for one in loops}
+            unit = "instructions"
+        else:
+            found = inprocess.cpu(project, loops, workload, options.batches, options.requests)
+            unit = "CPU us"
+        first = next(iter(found))
+        body = []
+        for name, figures in found.items():
+            paired = report.Paired(tuple(a / b for a, b in zip(found[first], figures, strict=True)))
+            body.append([name, f"{median(figures):.0f}", f"{paired.middle:.3f}"])
+        project.reset()
+        say(report.table([f"{workload}, in process", f"{unit} a request", f"{first}'s over it"], body))
+        say()
+
+
+def chart(project: None, options: argparse.Namespace) -> None:
+    """The picture of stored results."""
+    from tests.bench.chart import draw
+
+    draw(json.loads((options.out or RESULTS / "bench.json").read_text()), "read", CHART)
+
+
+def words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parts = parser.add_subparsers(dest="part", required=True)
+
+    def part(function: Callable, *, needs_project: bool = True, **defaults: object) -> argparse.ArgumentParser:
+        sub = parts.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        sub.set_defaults(function=function, needs_project=needs_project)
+        sub.add_argument("--rounds", type=int, default=defaults.get("rounds", 5))
+        sub.add_argument("--out", type=Path, help="where the rows are stored, or read from")
+        sub.add_argument("--only", type=words, help="of the candidates, with commas between")
+        return sub
+
+    for function, workloads, clients in (
+        (run, list(load.WORKLOADS), [32, 128]),
+        (sweep, ["read", "slow"], [128]),
+        (logs, ["read"], [32]),
+    ):
+        sub = part(function)
+        sub.add_argument("--seconds", type=float, default=5, help="of each cell")
+        sub.add_argument("--warm-up", type=float, default=1, help="seconds before each cell")
+        sub.add_argument("--clients", type=numbers, default=clients)
+        sub.add_argument("--workloads", type=words, default=workloads)
+    part(counts)
+    part(memory, rounds=3)
+    part(startup, rounds=9)
+    sub = part(instrument)
+    sub.add_argument("--workloads", type=words, default=["read"])
+    sub.add_argument("--batches", type=int, default=40)
+    sub.add_argument("--requests", type=int, default=200)
+    sub.add_argument("--callgrind", action="store_true", help="count instructions: exact, where seconds are not")
+    sub.add_argument("--extra", type=Path, nargs="*", default=[], help="other copies of the baked project")
+    part(chart, needs_project=False)
+    return parser
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    options = parser().parse_args()
+    if not options.needs_project:
+        options.function(None, options)
+        return
+    with baked() as project:
+        options.function(project, options)
+
+
+if __name__ == "__main__":
+    main()

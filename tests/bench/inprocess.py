@@ -1,0 +1,169 @@
+"""In-process figures: what one request, one checkout, one start costs, without a web server and its noise."""
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.bench.project import CANDIDATES, HERE, TEMPLATE, Project, bake
+from tests.bench.proxy import counting
+from tests.bench.report import Paired
+
+INSIDE = HERE / "inside"
+PROJECT = "{{cookiecutter.project_slug}}"
+CONNECT = """
+from app.extensions import db
+from baked import app
+
+with app.app_context():
+    db.engine.raw_connection()
+"""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A WSGI app that is called in a process of its own."""
+
+    name: str
+    spec: str
+    folder: Path
+
+    def command(self, workload: str) -> list[str | Path]:
+        return [sys.executable, INSIDE / "loop.py", self.spec, workload]
+
+
+def loops(project: Project, extra: Sequence[Path] = ()) -> list[Loop]:
+    """The baked app and what it is held against; `extra` are other copies of the project, to compare a change."""
+    return [
+        Loop("baked", "baked:app", project.folder),
+        Loop("silent", "baked_silent:app", project.folder),
+        Loop("pre-ping", "orm:preping()", CANDIDATES),
+        Loop("floor-flask", "floor_flask:app", CANDIDATES),
+        Loop("floor-wsgi", "floor_wsgi:app", CANDIDATES),
+        *(Loop(folder.name, "baked:app", folder.resolve()) for folder in extra),
+    ]
+
+
+@contextlib.contextmanager
+def started(
+    project: Project, loop: Loop, workload: str, under: Sequence[str] = ()
+) -> Iterator["subprocess.Popen[str]"]:
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [*under, *loop.command(workload)],
+            cwd=loop.folder,
+            env=project.environ(BENCH_THREADS="1", PYTHONPATH=str(loop.folder)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.stdin.close()
+            process.stdout.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+            process.wait()
+
+
+def take(process: "subprocess.Popen[str]", requests: int) -> float:
+    """CPU microseconds a request."""
+    process.stdin.write(f"{requests}\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError("the loop ended; run inside/loop.py by hand to see why")
+    return float(answer) / requests * 1e6
+
+
+def cpu(project: Project, loops: Sequence[Loop], workload: str, batches: int, requests: int) -> dict[str, list[float]]:
+    """CPU microseconds a request, batch by batch, in turns: what is compared ran within a fraction of a second."""
+    with contextlib.ExitStack() as stack:
+        running = {loop.name: stack.enter_context(started(project, loop, workload)) for loop in loops}
+        for process in running.values():
+            take(process, 300)
+        found: dict[str, list[float]] = {name: [] for name in running}
+        for _ in range(batches):
+            for name, process in running.items():
+                found[name].append(take(process, requests))
+        return found
+
+
+def instructions(project: Project, loop: Loop, workload: str, requests: int) -> float:
+    """Instructions a request in user space, by callgrind, which counts only once everything is warm."""
+    if not shutil.which("callgrind_control"):
+        raise SystemExit("valgrind is not installed: apt-get install valgrind")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "callgrind"
+        valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}")
+        with started(project, loop, workload, valgrind) as process:
+            take(process, 50)
+            _callgrind(process, "--instr=on")
+            take(process, 5)
+            _callgrind(process, "--zero")
+            take(process, requests)
+            _callgrind(process, "--dump")
+            _callgrind(process, "--instr=off")
+        dump = out.with_name("callgrind.1").read_text()
+    return int(re.search(r"^totals: (\d+)", dump, re.MULTILINE)[1]) / requests
+
+
+def _callgrind(process: "subprocess.Popen[str]", order: str) -> None:
+    subprocess.run(["callgrind_control", order, str(process.pid)], check=True, capture_output=True)
+
+
+def guard(project: Project) -> tuple[list[float], int]:
+    """Microseconds of the check at checkout, and the round trips of all of them together."""
+    with counting(project.port) as (port, counts):
+        said = project.run("python", INSIDE / "guard.py", DATABASE_URL=project.url(port=port))
+        # What SQLAlchemy asks a new connection, once, is not the check's.
+        after_checks = counts.snapshot()[1]
+        project.run("python", "-c", CONNECT, DATABASE_URL=project.url(port=port))
+        connecting = counts.snapshot()[1] - after_checks
+    return json.loads(said.splitlines()[-1]), after_checks - connecting
+
+
+def start(project: Project, times: int) -> dict[str, float]:
+    """CPU seconds to import the service and build its app, with its bytecode compiled: medians."""
+    found = [json.loads(project.run("python", INSIDE / "start.py").splitlines()[-1]) for _ in range(times)]
+    return {name: median(run[name] for run in found) for name in found[0]}
+
+
+def baking(times: int) -> Paired:
+    """How long it takes to bake, against a template of as many files, all empty, and no hooks."""
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        template = Path(scratch) / "template"
+        shutil.copytree(TEMPLATE, template, ignore=lambda folder, names: _untracked(Path(folder), names))
+        empty = Path(scratch) / "empty"
+        (empty / PROJECT).mkdir(parents=True)
+        (empty / "cookiecutter.json").write_text('{"project_slug": "empty"}')
+        for path in (template / PROJECT).rglob("*"):
+            copy = empty / path.relative_to(template)
+            if path.is_file():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.touch()
+        for number in range(times):
+            taken = []
+            for name in ("template", "empty"):
+                before = time.perf_counter()
+                bake(Path(scratch) / name, Path(scratch) / f"{name}-{number}")
+                taken.append(time.perf_counter() - before)
+            ratios.append(taken[0] / taken[1])
+    return Paired(tuple(ratios))
+
+
+def _untracked(folder: Path, names: list[str]) -> list[str]:
+    """What a clone of the template would not have."""
+    return [name for name in names if name in {"__pycache__", "tests"} or (folder == TEMPLATE and name[0] == ".")]

@@ -1,0 +1,212 @@
+"""Medians, their spread, and paired ratios, in words that say what the figures can carry and what they cannot."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Row = dict[str, Any]
+# A ratio whose rounds differ by more than this says little, whatever its median is.
+NOISY = 1.4
+FEW = 3
+
+RATE, CPU = "requests_per_second", "cpu_us_per_request"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One figure of two candidates, divided round by round."""
+
+    ratios: tuple[float, ...]
+
+    @property
+    def middle(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def low(self) -> float:
+        return min(self.ratios)
+
+    @property
+    def high(self) -> float:
+        return max(self.ratios)
+
+    @property
+    def noisy(self) -> bool:
+        return len(self.ratios) < FEW or self.low <= 0 or self.high / self.low > NOISY
+
+    @property
+    def confidence(self) -> float:
+        """That the true median is between the lowest and the highest: each round is above or below it like a coin."""
+        return 1 - 2 ** (1 - len(self.ratios))
+
+    def __str__(self) -> str:
+        text = f"{self.middle:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{text} {'too noisy' if self.noisy else ''}".rstrip()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim: the figure of `ours` divided by that of `theirs` is at least, or at most, so much."""
+
+    workload: str
+    figure: str
+    theirs: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def judge(self, paired: Paired) -> str:
+        if len(paired.ratios) < FEW:
+            return "too few rounds"
+        better = paired.low if self.at_most is None else paired.high
+        worse = paired.high if self.at_most is None else paired.low
+        if self._holds(better):
+            return "holds"
+        if not self._holds(worse):
+            return "FAILS"
+        return f"not resolved ({'holds' if self._holds(paired.middle) else 'fails'} at the median)"
+
+    def _holds(self, ratio: float) -> bool:
+        return ratio >= self.at_least if self.at_most is None else ratio <= self.at_most
+
+    def __str__(self) -> str:
+        sign = f">= {self.at_least:.2f}" if self.at_most is None else f"<= {self.at_most:.2f}"
+        return f"{self.workload} against {self.theirs}, {NAMES[self.figure]} {sign}"
+
+
+NAMES = {RATE: "requests/s", CPU: "CPU a request"}
+BARS = (
+    Bar("read", RATE, "floor-flask", at_least=0.80),
+    Bar("read", CPU, "floor-flask", at_most=1.25),
+    Bar("read", RATE, "guide", at_least=1.5),
+    Bar("read", RATE, "pre-ping", at_least=1.5),
+    Bar("read", RATE, "fastapi", at_least=1.1),
+    Bar("write", RATE, "floor-flask", at_least=0.75),
+)
+
+
+def cells(rows: Iterable[Row]) -> list[tuple[str, int]]:
+    return list(dict.fromkeys((row["workload"], row["clients"]) for row in rows if "workload" in row))
+
+
+def names(rows: Iterable[Row]) -> list[str]:
+    """The candidates, the one that all are compared with first."""
+    found = dict.fromkeys(row["candidate"] for row in rows)
+    return ["baked", *(name for name in found if name != "baked")] if "baked" in found else list(found)
+
+
+def values(rows: Iterable[Row], candidate: str, figure: str, **where: Any) -> list[float]:
+    """A figure's values, round by round."""
+    return [
+        row[figure]
+        for row in sorted(rows, key=lambda row: row["round"])
+        if figure in row and row["candidate"] == candidate and all(row.get(k) == v for k, v in where.items())
+    ]
+
+
+def pair(rows: Iterable[Row], ours: str, theirs: str, figure: str, **where: Any) -> Paired | None:
+    rows = list(rows)
+    ours_values, theirs_values = (values(rows, name, figure, **where) for name in (ours, theirs))
+    ratios = [a / b for a, b in zip(ours_values, theirs_values, strict=False) if b]
+    return Paired(tuple(ratios)) if ratios else None
+
+
+def middle(figures: Sequence[float]) -> float:
+    return median(figures) if figures else math.nan
+
+
+def spread(figures: Sequence[float]) -> str:
+    """Half the range, as a percentage of the median."""
+    mid = middle(figures)
+    return f"{(max(figures) - min(figures)) / 2 / mid * 100:.0f}%" if figures and mid else "-"
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """Markdown, which a terminal reads as well."""
+    rows = [list(head), *([str(cell) for cell in row] for row in body)]
+    widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    lines = [f"| {' | '.join(row)} |" for row in padded]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def speed(rows: list[Row]) -> str:
+    """A table for each cell; ratios are the first candidate's, over the other's, in the same round."""
+    head = ["candidate", "requests/s", "±", "p50 ms", "p99 ms", "failed", "CPU us", "±", "opened", "held"]
+    ours = names(rows)[0]
+    head += [f"{ours}'s requests/s, paired", f"{ours}'s CPU, paired"]
+    parts = []
+    for workload, clients in cells(rows):
+        where = {"workload": workload, "clients": clients}
+
+        def figure(name: str, key: str, how: Callable[[list[float]], Any] = middle, where: Row = where) -> Any:
+            return how(values(rows, name, key, **where))
+
+        body = [
+            [
+                name,
+                f"{figure(name, RATE):.0f}",
+                figure(name, RATE, spread),
+                f"{figure(name, 'p50_ms'):.1f}",
+                f"{figure(name, 'p99_ms'):.1f}",
+                figure(name, "failed", sum),
+                f"{figure(name, CPU):.0f}",
+                figure(name, CPU, spread),
+                f"{figure(name, 'connections_opened'):.0f}",
+                f"{figure(name, 'connections_held', max):.0f}",
+                *("" if name == ours else str(pair(rows, ours, name, key, **where)) for key in (RATE, CPU)),
+            ]
+            for name in names(rows)
+            if values(rows, name, RATE, **where)
+        ]
+        parts.append(f"{workload}, {clients} clients\n\n{table(head, body)}")
+    return "\n\n".join(parts)
+
+
+def round_trips(rows: list[Row]) -> str:
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
+    body = []
+    for name in names(rows):
+        line = [name]
+        for workload in workloads:
+            for row in rows:
+                if (row["candidate"], row["workload"]) == (name, workload):
+                    opened = row["connections_per_request"]
+                    line.append(f"{row['round_trips_per_request']:g}" + (f" + {opened:g} connection" if opened else ""))
+        body.append(line)
+    return table(["round trips a request", *workloads], body)
+
+
+def memory(rows: list[Row]) -> str:
+    body = [
+        [
+            name,
+            f"{middle(values(rows, name, 'workers')):.0f}",
+            f"{middle(values(rows, name, 'pss_worker_mib')):.1f}",
+            f"{middle(values(rows, name, 'pss_share_mib')):.1f}",
+        ]
+        for name in names(rows)
+    ]
+    return table(["memory after the load", "workers", "PSS of a worker, MiB", "PSS of all / workers, MiB"], body)
+
+
+def bars(rows: list[Row]) -> str:
+    body = []
+    for bar in BARS:
+        for workload, clients in cells(rows):
+            paired = pair(rows, "baked", bar.theirs, bar.figure, workload=workload, clients=clients)
+            if workload == bar.workload and paired:
+                body.append([bar, clients, paired, bar.judge(paired)])
+    return table(["bar", "clients", "median [lowest, highest]", "verdict"], body) if body else ""
+
+
+def footnote(rows: list[Row]) -> str:
+    rounds = len({row["round"] for row in rows})
+    confidence = Paired((1.0,) * rounds).confidence
+    return (
+        f"Medians of {rounds} rounds; ± is half the range. A paired ratio is taken within each round; the true median"
+        f" is between the lowest and the highest of them with a probability of {confidence:.0%}. Where these differ by"
+        f" more than {NOISY}x, or there are fewer than {FEW}, the ratio is called too noisy."
+    )
