@@ -15,6 +15,9 @@ import pytest
 from baking import ROOT, SCRATCH, Bake, Run
 from cookiecutter.main import cookiecutter
 
+# What is loaded from the template's copy must leave nothing there that would be baked.
+sys.dont_write_bytecode = True
+
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
