@@ -85,7 +85,7 @@ def limit(url: str, statement: str, undo: str) -> Iterator[None]:
 @pytest.mark.postgres
 def test_the_live_server_is_asked(environ: dict[str, str], postgres_url: str) -> None:
     """An ordinary role may read all that is needed, and sees who else is connected."""
-    settings = Settings.from_env(environ)
+    settings = Settings.from_env(environ | {"DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"})
     server = budget.ask(settings)
     assert (server.max_connections, server.superuser_reserved, server.role_limit) == (100, 3, -1)
     with limit(postgres_url, "alter role app connection limit 7", "alter role app connection limit -1"):
