@@ -55,9 +55,9 @@ def test_the_suite_of_awkward_answers(installed: Path, bake: Bake, tmp_path: Pat
     check([installed / ".venv/bin/mypy", "app/defaults.py"], project)
 
 
-@pytest.mark.parametrize("name", ["one character", "forty characters"])
-def test_the_suite_of_awkward_slugs_on_postgres(installed: Path, bake: Bake, tmp_path: Path, name: str):
-    """The slug names the database, the application and a lock."""
+@pytest.mark.parametrize("name", ["one character", "forty characters", "smallest numbers"])
+def test_the_suite_of_awkward_answers_on_postgres(installed: Path, bake: Bake, tmp_path: Path, name: str):
+    """The slug names the database, the application and a lock; the smallest numbers leave a pool of one."""
     project = bake(into=tmp_path / "it's a folder, & more", **AWKWARD[name])
     (run,) = results(check([installed / ".venv/bin/pytest", "--database", "postgres"], project))
     assert set(run) == {"passed", "deselected"}

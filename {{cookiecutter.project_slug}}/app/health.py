@@ -4,6 +4,7 @@ Liveness never touches the database: a blip there must not restart every copy. R
 second whatever happens to it: it never queues behind a full pool, and a server that hangs is given up on.
 """
 
+import math
 import threading
 import time
 from concurrent.futures import Future
@@ -42,7 +43,8 @@ class Prober:
         """What is wrong, or None."""
         if self.pool_is_full():
             idle = time.monotonic() - self._last_answer
-            return None if idle < BUSY_IS_READY_SECONDS else f"no connection has come back for {idle:.0f} seconds"
+            since = f"for {idle:.0f} seconds" if idle < math.inf else "yet"
+            return None if idle < BUSY_IS_READY_SECONDS else f"no connection has come back {since}"
         try:
             self._ask().result(timeout=ANSWER_WITHIN_SECONDS)
         except TimeoutError:

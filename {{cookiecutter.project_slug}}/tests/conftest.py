@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from flask_migrate import upgrade
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection, make_url
 
 from app import create_app
 from app.config import Settings
@@ -140,15 +141,14 @@ def app(make_app: Any, database_kind: str, request: pytest.FixtureRequest) -> It
 
 
 def _in_one_transaction(app: Flask) -> Iterator[Flask]:
-    engine: Engine = app.extensions["statements"]
-    with pytest.MonkeyPatch.context() as patch, engine.connect() as connection:
-        connection.execution_options(isolation_level="READ COMMITTED")
-        with connection.begin() as outer:
-            patch.setattr(RequestSession, "get_bind", lambda *args, **kwargs: connection)
-            patch.setitem(db.session.session_factory.kw, "join_transaction_mode", "create_savepoint")
-            patch.setitem(app.extensions, "statements", Savepoints(connection))
-            yield app
-            outer.rollback()
+    # On a connection of its own: the app's pool, which may be of one, is left to the app.
+    engine = sa.create_engine(app.config["SQLALCHEMY_DATABASE_URI"], poolclass=sa.NullPool)
+    with pytest.MonkeyPatch.context() as patch, engine.connect() as connection, connection.begin() as outer:
+        patch.setattr(RequestSession, "get_bind", lambda *args, **kwargs: connection)
+        patch.setitem(db.session.session_factory.kw, "join_transaction_mode", "create_savepoint")
+        patch.setitem(app.extensions, "statements", Savepoints(connection))
+        yield app
+        outer.rollback()
 
 
 class Savepoints:

@@ -55,7 +55,7 @@ def test_a_database_that_is_gone_is_503(make_app: Any) -> None:
 
 def test_a_database_that_hangs_is_given_up_within_a_second(make_app: Any) -> None:
     """And the question that hangs is not asked again: probes must not pile up connections."""
-    app = make_app()
+    app = make_app(DB_MAX_CONNECTIONS="100", APP_INSTANCES="2")  # room for more than the one that hangs
     let_go = threading.Event()
     asked = []
 
