@@ -52,8 +52,7 @@ def running(
         _started(data, sockets, account, {"max_connections": str(max_connections), **(settings or {})}),
     ):
         _make_database(sockets, database)
-        port = os.environ.get("PGPORT", "5432")  # which libpq and the server both read; what is started may not have it
-        yield f"postgresql://{ROLE}@/{database}?host={sockets}&port={port}"
+        yield f"postgresql://{ROLE}@/{database}?host={sockets}"
 
 
 def _unprivileged(data: Path) -> dict[str, Any]:
