@@ -4,12 +4,14 @@ Liveness never touches the database: a blip there must not restart every copy. R
 second whatever happens to it: it never queues behind a full pool, and a server that hangs is given up on.
 """
 
-import math
+import socket
+import struct
 import threading
 import time
 from concurrent.futures import Future
 from typing import Any
 
+import psycopg
 import sqlalchemy as sa
 from flask import Blueprint, Response, current_app, jsonify
 from sqlalchemy.engine import Engine
@@ -20,7 +22,9 @@ from app.extensions import db
 
 ANSWER_WITHIN_SECONDS = 0.8
 # A full pool is proof enough of a living database while its connections keep coming back.
-BUSY_IS_READY_SECONDS = 5
+PROOF_SECONDS = 0.2
+# What Postgres, and a pooler, answers with one byte before it asks who is there: PostgreSQL's protocol, "SSLRequest".
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 bp = Blueprint("health", __name__)
 
@@ -33,7 +37,13 @@ class Prober:
         self._lock = threading.Lock()
         self._running: Future[None] | None = None
         self._last_answer = float("-inf")
+        self._server: tuple[str, int] | None = None  # where a connection led to
         sa.event.listen(engine, "checkin", self._checked_in)
+        if engine.dialect.name == "postgresql":
+            sa.event.listen(engine, "connect", self._connected)
+
+    def _connected(self, connection: "psycopg.Connection[Any]", record: object) -> None:
+        self._server = (connection.info.hostaddr or connection.info.host, connection.info.port)
 
     def _checked_in(self, connection: object, record: object) -> None:
         if connection is not None:  # None: it was invalidated
@@ -42,9 +52,8 @@ class Prober:
     def problem(self) -> str | None:
         """What is wrong, or None."""
         if self.pool_is_full():
-            idle = time.monotonic() - self._last_answer
-            since = f"for {idle:.0f} seconds" if idle < math.inf else "yet"
-            return None if idle < BUSY_IS_READY_SECONDS else f"no connection has come back {since}"
+            moving = time.monotonic() - self._last_answer < PROOF_SECONDS
+            return None if moving or self._server_is_there() else "all connections are in use, and it does not answer"
         try:
             self._ask().result(timeout=ANSWER_WITHIN_SECONDS)
         except TimeoutError:
@@ -57,6 +66,26 @@ class Prober:
         pool = self.engine.pool
         # size and overflow are public on the pool only as methods of numbers that are not: ask for the status instead.
         return isinstance(pool, QueuePool) and pool.checkedout() >= pool.size() + max(pool._max_overflow, 0)
+
+    def _server_is_there(self) -> bool:
+        """Asked without becoming one of its connections, since the plan has none left for that."""
+        if self._server is None:
+            return self.engine.dialect.name != "postgresql"
+        host, port = self._server
+        family: int = socket.AF_INET6 if ":" in host else socket.AF_INET
+        address: Any = (host, port)
+        if host.startswith("/"):
+            family, address = socket.AF_UNIX, f"{host}/.s.PGSQL.{port}"
+        give_up = time.monotonic() + ANSWER_WITHIN_SECONDS
+        try:
+            with socket.socket(family) as server:
+                server.settimeout(ANSWER_WITHIN_SECONDS)
+                server.connect(address)
+                server.sendall(SSL_REQUEST)
+                server.settimeout(max(give_up - time.monotonic(), 0.01))
+                return server.recv(1) != b""
+        except OSError:
+            return False
 
     def _ask(self) -> Future[None]:
         """The question that is under way, or a new one."""

@@ -1,7 +1,10 @@
 """Liveness and readiness, also when the database is in trouble."""
 
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -78,22 +81,48 @@ def test_a_database_that_hangs_is_given_up_within_a_second(make_app: Any) -> Non
     assert client.get("/readyz").status_code == 200
 
 
-@pytest.mark.postgres
-@pytest.mark.live
-def test_readiness_does_not_queue_behind_a_full_pool(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pool that is busy and keeps moving is ready; one that nothing comes back to is not."""
-    client = app.test_client()
-    assert client.get("/readyz").status_code == 200
+@contextmanager
+def full(app: Flask) -> Iterator[None]:
     with app.app_context():
         held = [db.engine.connect() for _ in range(db.engine.pool.size())]  # type: ignore[attr-defined]
-    status, seconds, body = timed(client, "/readyz")
-    assert (status, body["pool"]["idle"]) == (200, 0)
-    assert seconds < 0.5
-    monkeypatch.setattr(health, "BUSY_IS_READY_SECONDS", 0)
-    status, seconds, body = timed(client, "/readyz")
-    assert status == 503
-    assert seconds < 0.5
-    assert "no connection has come back" in body["detail"]
+    yield
     for connection in held:
         connection.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.live
+def test_readiness_does_not_queue_behind_a_full_pool(app: Flask) -> None:
+    """A pool that is busy is ready for as long as its server is there, which is asked without a connection."""
+    client = app.test_client()
+    assert client.get("/readyz").status_code == 200
+    with full(app):
+        time.sleep(health.PROOF_SECONDS)
+        status, seconds, body = timed(client, "/readyz")
+        assert (status, body["pool"]["idle"]) == (200, 0)
+        assert seconds < 0.5
+    assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.postgres
+@pytest.mark.live
+@pytest.mark.parametrize("state", ["gone", "hangs", "moves"])
+def test_behind_a_full_pool_a_server_that_is_not_there_is_noticed(app: Flask, state: str) -> None:
+    """Within a second, whether nobody listens any more or somebody who does not answer. While connections keep coming
+    back, nobody is asked."""
+    client = app.test_client()
+    prober: health.Prober = app.extensions["prober"]
+    assert client.get("/readyz").status_code == 200
+    with socket.create_server(("127.0.0.1", 0)) as silent, full(app):
+        prober._server = silent.getsockname()
+        if state == "gone":
+            silent.close()
+        if state == "moves":
+            prober._last_answer = time.monotonic()
+        else:
+            time.sleep(health.PROOF_SECONDS)
+        status, seconds, body = timed(client, "/readyz")
+        assert seconds < 1
+        assert status == (200 if state == "moves" else 503)
+        assert state == "moves" or "does not answer" in body["detail"]
     assert client.get("/readyz").status_code == 200
