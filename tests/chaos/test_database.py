@@ -6,6 +6,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -190,11 +191,20 @@ def killed(project: Project, postgres: Postgres) -> Result:
         copy.stop()
         copy.start()
         again = copy.get("/api/notes").kind
+        Load(copy.port, read("/chaos/query?s=0.2"), clients=12, requests=24).run()
+        workers = copy.workers()
+        copy.signal(signal.SIGKILL)  # the master alone: its workers notice, and end by themselves
+        time.sleep(5)
+        deserted = len(postgres.backends())
+        workers = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
     result.counted = {"served again after s": round(served - died, 2), "orphans of workers": len(orphans),
-                      "orphans of all": left, "after a new start": again}  # fmt: skip
+                      "orphans of all": left, "after a new start": again,
+                      "orphans of the master": deserted, "workers without it": len(workers)}  # fmt: skip
     result.expect(not orphans, f"{len(orphans)} orphans of killed workers")
     result.expect(not left, f"{left} orphans when all were killed")
     result.expect(again == "200", f"after a new start {again}")
+    result.expect(not deserted, f"{deserted} orphans of a killed master")
+    result.expect(not workers, f"{len(workers)} workers left by a killed master")
     return result
 
 

@@ -28,6 +28,8 @@ from app.pools import RequestSession
 from scripts import postgres
 
 KINDS = ("sqlite", "postgres")
+# What TEST_DATABASE_URL leads through: "pgbouncer", or nothing.
+POOLER = os.environ.get("TEST_DB_POOLER", "")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,19 +39,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for kind in KINDS:
         config.addinivalue_line("markers", f"{kind}: runs with --database {kind} only")
+    config.addinivalue_line("markers", "direct: of connections to the server itself, so not run behind TEST_DB_POOLER")
     config.addinivalue_line("markers", "live: commits for real, on connections of its own; cleaned up afterwards")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what belongs to the other run. Nothing is skipped: each test runs in at least one of them."""
-    other = {"sqlite": "postgres", "postgres": "sqlite"}[config.getoption("--database")]
-    left_out = [item for item in items if item.get_closest_marker(other)]
+    others = [{"sqlite": "postgres", "postgres": "sqlite"}[config.getoption("--database")]]
+    if POOLER:
+        others.append("direct")
+    left_out = [item for item in items if any(item.get_closest_marker(other) for other in others)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"database: {config.getoption('--database')}"
+    return f"database: {config.getoption('--database')}" + (f" behind {POOLER}" if POOLER else "")
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +88,7 @@ def environ_for(database_kind: str, request: pytest.FixtureRequest, tmp_path_fac
             "APP_ENV": "production",
             "DATABASE_URL": request.getfixturevalue("postgres_url"),
             "SECRET_KEY": secrets.token_hex(32),
+            **({"DB_POOLER": POOLER} if POOLER else {}),
         }
         _migrate(base)
         return lambda **more: base | more

@@ -83,6 +83,7 @@ def limit(url: str, statement: str, undo: str) -> Iterator[None]:
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 def test_the_live_server_is_asked(environ: dict[str, str], postgres_url: str) -> None:
     """An ordinary role may read all that is needed, and sees who else is connected."""
     settings = Settings.from_env(environ | {"DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"})

@@ -123,6 +123,7 @@ def test_check_asks_the_server(runner: FlaskCliRunner) -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 def test_check_exits_with_1_where_the_promise_does_not_hold(make_app: object) -> None:
     """Planned for a server of 1000, found one of 100."""
     app = make_app(DB_MAX_CONNECTIONS="1000", APP_INSTANCES="50")  # type: ignore[operator]

@@ -139,7 +139,9 @@ def blocks(kind: str, on_postgres: str) -> list[Any]:
         pytest.param(
             code,
             id=f"block {number}",
-            marks=pytest.mark.postgres if re.search(on_postgres, code, re.MULTILINE) else pytest.mark.sqlite,
+            marks=(pytest.mark.postgres, pytest.mark.direct)
+            if re.search(on_postgres, code, re.MULTILINE)
+            else pytest.mark.sqlite,
         )
         for number, (language, code) in enumerate(BLOCKS, 1)
         if language == kind
@@ -462,6 +464,7 @@ def test_connections_that_were_idle_too_long_are_replaced_unseen(small_server: s
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 def test_a_reload_needs_no_more_connections(environ: dict[str, str], postgres_url: str) -> None:
     """On HUP with requests in hand: the old worker finishes them, and only then is there a new one."""
     with socket.socket() as probe:

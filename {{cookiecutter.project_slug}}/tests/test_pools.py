@@ -204,6 +204,7 @@ def messages(engine: Engine, log: Path) -> Iterator[list[str]]:
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 @pytest.mark.live
 @pytest.mark.parametrize(
     ("method", "path", "body", "round_trips"),
@@ -265,6 +266,7 @@ def test_a_write_that_fails_leaves_nothing_behind(app: Flask) -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 @pytest.mark.live
 def test_a_connection_that_the_server_closed_is_not_handed_out(app: Flask, postgres_url: str) -> None:
     """After a restart or a failover no request meets a dead connection, and no ping was paid for that."""
@@ -314,6 +316,7 @@ def test_a_notice_is_not_a_death(app: Flask) -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 @pytest.mark.live
 def test_a_connection_does_not_outlive_its_time(make_app: Any) -> None:
     """And the times of connections that were opened together differ."""
@@ -398,6 +401,7 @@ def killed_after(seconds: int, child: int) -> Iterator[None]:
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 @pytest.mark.live
 @pytest.mark.parametrize("pooler", ["none", "pgbouncer"])
 def test_the_timeouts_reach_the_server(make_app: Any, pooler: str) -> None:
