@@ -118,6 +118,7 @@ def test_only_what_runs_is_in_the_image(image: Image):
         "__pycache__",
         "app",
         "gunicorn.conf.py",
+        "gunicorn_worker.py",
         "migrations",
         "requirements",
         "wsgi.py",

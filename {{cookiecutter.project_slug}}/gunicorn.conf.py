@@ -23,6 +23,7 @@ if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:  # before the app is imported; 
     _master = os.getpid()  # workers inherit what is registered here, and must leave the folder alone
     atexit.register(lambda: shutil.rmtree(_metrics, ignore_errors=True) if os.getpid() == _master else None)
 
+from gunicorn import glogging  # noqa: E402
 from prometheus_client import multiprocess  # noqa: E402
 from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
@@ -36,13 +37,25 @@ except SettingsError as _error:
 _plan = _settings.plan
 _development = _settings.environment is Environment.DEVELOPMENT
 
+
+class Logger(glogging.Logger):
+    """The app logs its requests itself. With a logconfig gunicorn would put a line together for each as well, and give
+    it to nobody."""
+
+    @property
+    def access_log_enabled(self) -> bool:
+        return bool(self.cfg.accesslog)
+
+
 wsgi_app = "wsgi:app"
 proc_name = defaults.SERVICE_NAME
 bind = f"{_settings.web_host}:{_settings.port}"
+logger_class = Logger
 logconfig_dict = logs.config_for(_settings.environment)
 
 workers = _plan.workers
-worker_class = _plan.worker_class
+# gthread, but a slow client holds no thread of it.
+worker_class = {"gthread": "gunicorn_worker.CollectingWorker", "sync": "sync"}[_plan.worker_class]
 threads = _plan.threads
 # A worker takes no more than it can serve at once. gunicorn's 1000 would let one worker hoard what another, idle, could
 # serve; and connections that are kept alive would count against it, so they are not.

@@ -46,6 +46,9 @@ SABOTAGE: dict[str, Patches] = {
     ),
     "prepare_threshold=None": (("app/pools.py", '        arguments["prepare_threshold"] = None\n', ""),),
     "SET LOCAL": (("app/pools.py", 'f"SET LOCAL {name} = {value}"', 'f"SET {name} = {value}"'),),
+    "the worker that collects requests": (
+        ("gunicorn.conf.py", '"gthread": "gunicorn_worker.CollectingWorker"', '"gthread": "gthread"'),
+    ),
     "worker_connections = threads": (
         ("gunicorn.conf.py", "worker_connections = _plan.threads", "worker_connections = 1000"),
     ),

@@ -5,6 +5,7 @@ SQLAlchemy too), where structlog would be a second way to log.
 """
 
 import logging
+import os
 from typing import Any
 
 from flask import has_request_context, request
@@ -28,6 +29,26 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
+class Stderr(logging.Handler):
+    """A line is one write to stderr, and takes no lock: a StreamHandler's is held while the line is formatted and
+    written, and the threads of a worker, which log each request, would queue up for it."""
+
+    def createLock(self) -> None:  # noqa: N802  # logging's name
+        self.lock = None
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        wanted = bool(self.filter(record))
+        if wanted:
+            self.emit(record)
+        return wanted
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            os.write(2, f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except Exception:  # noqa: BLE001  # as in all handlers: a line that cannot be written fails no request
+            self.handleError(record)
+
+
 def config_for(environment: Environment) -> dict[str, Any]:
     """A `dictConfig` for this app and for gunicorn alike."""
     in_production = environment is Environment.PRODUCTION
@@ -39,7 +60,7 @@ def config_for(environment: Environment) -> dict[str, Any]:
         "filters": {"request_id": {"()": RequestIdFilter}},
         "formatters": {"line": as_json if in_production else plain},
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]},
+            "stderr": {"()": Stderr, "formatter": "line", "filters": ["request_id"]},
         },
         "root": {"level": "INFO", "handlers": ["stderr"]},
         "loggers": {

@@ -16,8 +16,11 @@ from dataclasses import dataclass
 # Postgres keeps these for superusers (superuser_reserved_connections): an ordinary role never gets them.
 SUPERUSER_RESERVED = 3
 DEFAULT_RESERVED = 10
+# Measured: 34 MiB (PSS) after a load. The rest is room for the app that this becomes.
 DEFAULT_WORKER_MEMORY_MIB = 150
 # Four threads hide the waits of a request that is half database; a fifth mostly waits for the interpreter lock.
+# Measured on 2 cores with 12 connections, requests/s of 3 workers x 4 threads over 1 x 12, 2 x 6, 4 x 3, 6 x 2 and
+# 12 x 1: a read 2.4, 1.1, 1.1, 1.1, 1.3; a query of 50 ms about 1 for each, but 1.5 over 8 connections.
 GTHREAD_THREADS = 4
 MAX_WORKERS = 12
 # One slot means that a single slow request is an outage.

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import KNOWN_SETTINGS
+from gunicorn.workers.sync import SyncWorker
 
 from app.config import Settings
+from gunicorn_worker import CollectingWorker
 
 ROOT = Path(__file__).parent.parent
 ROOM = {"DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"}  # whatever was baked
@@ -60,7 +62,8 @@ def test_gunicorn_runs_what_was_planned(
     cfg = load(monkeypatch, environ).cfg
     assert (cfg.workers, cfg.threads) == (plan.workers, plan.threads)
     assert cfg.worker_connections == plan.threads
-    assert cfg.worker_class_str == plan.worker_class
+    worker = {"sync": SyncWorker, "gthread": CollectingWorker}[plan.worker_class]
+    assert cfg.worker_class is worker
     assert cfg.keepalive == 0
     assert (cfg.preload_app, cfg.reload) == (True, False)
     assert cfg.max_requests_jitter >= cfg.max_requests / 2
@@ -71,6 +74,15 @@ def test_development_reloads_and_does_not_preload(monkeypatch: pytest.MonkeyPatc
     """gunicorn's reloader and preload exclude each other."""
     cfg = load(monkeypatch, {"APP_ENV": "development"}).cfg
     assert (cfg.preload_app, cfg.reload) == (False, True)
+
+
+@pytest.mark.parametrize(("words", "enabled"), [([], False), (["--access-logfile", "-"], True)])
+def test_gunicorn_puts_no_access_line_together_unless_told_to(
+    monkeypatch: pytest.MonkeyPatch, plain_environ: dict[str, str], words: list[str], enabled: bool
+) -> None:
+    """The app logs its requests itself, and gunicorn's line would cost as much again."""
+    cfg = load(monkeypatch, plain_environ, *words).cfg
+    assert cfg.logger_class.access_log_enabled.fget(types.SimpleNamespace(cfg=cfg)) is enabled
 
 
 def start(environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
@@ -140,6 +152,7 @@ def test_bad_settings_stop_gunicorn_with_all_of_them() -> None:
 
 
 @pytest.mark.postgres
+@pytest.mark.direct
 def test_a_plan_that_the_server_cannot_hold_stops_the_start(environ: dict[str, str]) -> None:
     """Planned for a server of 1000 connections, found one of 100."""
     wrong = {"DB_MAX_CONNECTIONS": "1000", "APP_INSTANCES": "50", "PORT": "8765"}

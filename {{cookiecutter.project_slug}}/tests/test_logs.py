@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import logging.config
+import threading
 
 import pytest
 from flask import Flask
@@ -56,3 +57,24 @@ def test_the_logging_config_is_valid(environment: Environment) -> None:
     config = logs.config_for(environment)
     for name, formatter in config["formatters"].items():
         assert logging.config.DictConfigurator(config).configure_formatter(dict(formatter)), name
+
+
+def test_threads_do_not_tear_each_others_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    """Though no lock is taken. What cannot be encoded is escaped, and what cannot be formatted stops nobody."""
+    handler = logs.Stderr()
+    handler.setFormatter(logging.Formatter("<%(message)s>"))
+    texts = ["long " * 500, "half a pair \ud800"]
+
+    def write() -> None:
+        for text in texts * 50:
+            handler.handle(logging.makeLogRecord({"msg": text}))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = capfd.readouterr().err.splitlines()
+    assert {line: lines.count(line) for line in set(lines)} == {f"<{texts[0]}>": 200, "<half a pair \\ud800>": 200}
+    handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+    assert "Traceback" in capfd.readouterr().err  # logging's own way to say so
