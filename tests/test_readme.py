@@ -35,6 +35,8 @@ ELSEWHERE = {
     "make check": "make lint, make typecheck and make test, which tests/test_generated.py runs",
     "make test": "tests/test_generated.py",
     "make lint": "tests/test_generated.py; the template's own: tests/test_static.py",
+    "make bench": "tests/test_bench.py runs it, shorter",
+    'make bench ARGS="--seconds 1"': "tests/test_bench.py runs it, shorter",
     "make lock": "asks for what is newest today; tests/test_requirements.py holds what it wrote to its rules",
     "flask db upgrade": "make upgrade and make prod run it",
     "gunicorn": "make run and make prod run it",
@@ -235,3 +237,11 @@ def test_questions(template: Path):
     asked = {name: default for name, default in answers if not name.startswith("_")}
     rows = re.findall(r"^\| `([a-z_]+)` \| ([^|]+) \| [^|]+ \|$", READMES["template"].read_text(), re.MULTILINE)
     assert dict(rows) == asked | {"project_slug": "made from the name"}
+
+
+def test_the_figures_are_the_benchmarks():
+    """The table of speeds is what the stored results say; `python -m tests.bench chart` prints it anew."""
+    bench = ROOT / "tests" / "bench"
+    report = load(bench / "report.py")
+    result = json.loads((bench / "results" / "bench.json").read_text())
+    assert report.summary(result) in READMES["template"].read_text()

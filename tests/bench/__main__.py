@@ -176,10 +176,12 @@ def instrument(project: Project, options: argparse.Namespace) -> None:
 
 
 def chart(project: None, options: argparse.Namespace) -> None:
-    """The picture of stored results."""
+    """The picture of stored results, and the table of the README."""
     from tests.bench.chart import draw
 
-    draw(json.loads((options.out or RESULTS / "bench.json").read_text()), "read", CHART)
+    result = json.loads((options.out or RESULTS / "bench.json").read_text())
+    draw(result, "read", CHART)
+    say(report.summary(result))
 
 
 def words(text: str) -> list[str]:
@@ -203,8 +205,8 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     for function, workloads, clients in (
-        (run, list(load.WORKLOADS), [32, 128]),
-        (sweep, ["read", "slow"], [128]),
+        (run, ["read", "page", "write", "slow"], [32, 128]),
+        (sweep, ["read", "slow", "mixed"], [128]),
         (logs, ["read"], [32]),
     ):
         sub = part(function)

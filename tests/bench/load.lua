@@ -14,6 +14,8 @@ function init(args)
     local headers = { ["Content-Type"] = "application/json" }
     local body = string.format('{"title":"A note that was written","body":"%s"}', string.rep("word ", 40))
     requests[1] = wrk.format("POST", "/api/notes", headers, body)
+  elseif workload == "mixed" then
+    for id = 1, rows do requests[id] = wrk.format("GET", id % 10 == 0 and "/slow" or "/api/notes/" .. id) end
   else
     requests[1] = wrk.format("GET", "/slow")
   end

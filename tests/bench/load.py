@@ -15,6 +15,7 @@ WORKLOADS = {
     "page": "GET a page of 20",
     "write": "POST a note",
     "slow": "GET a query of 50 ms",
+    "mixed": "nine of read, then one of slow",
 }
 WRITES = {"write"}
 SAMPLE_SECONDS = 0.25

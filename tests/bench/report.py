@@ -192,6 +192,26 @@ def memory(rows: list[Row]) -> str:
     return table(["memory after the load", "workers", "PSS of a worker, MiB", "PSS of all / workers, MiB"], body)
 
 
+def summary(result: dict[str, Any], clients: int = 128) -> str:
+    """The table of the README: requests per second of the baked service over each other candidate's."""
+    rows = result["rows"]
+    workloads = [workload for workload, at_once in cells(rows) if at_once == clients]
+    trips = {
+        (row["candidate"], row["workload"]): f"{row['round_trips_per_request']:.0f}" for row in result["round_trips"]
+    }
+    body = [
+        [
+            result["candidates"][name],
+            *(str(pair(rows, "baked", name, RATE, workload=one, clients=clients)) for one in workloads),
+            " / ".join(trips[name, one] for one in ("read", "write")),
+            f"{middle(values(rows, name, 'pss_share_mib')):.0f}",
+        ]
+        for name in names(rows)
+        if name != "baked"
+    ]
+    return table(["against", *workloads, "round trips, read / write", "MiB a worker"], body)
+
+
 def bars(rows: list[Row]) -> str:
     body = []
     for bar in BARS:

@@ -18,8 +18,9 @@ START_SECONDS = 30
 STOP_SECONDS = 10
 SETTLE_SECONDS = 10
 REST_SECONDS = 0.2
-# The plain settings that the floors share with the baked service. Its hooks are its own.
-GUNICORN = ["workers", "worker_class", "threads", "worker_connections", "keepalive", "max_requests"]
+# The plain settings that the floors share with the baked service. Its hooks and its worker are its own: they are part
+# of what the service costs, so the floors have gunicorn's threaded worker.
+GUNICORN = ["workers", "threads", "worker_connections", "keepalive", "max_requests"]
 GUNICORN += ["max_requests_jitter", "worker_tmp_dir", "preload_app", "control_socket_disable"]
 SETTINGS = """
 import json, runpy
@@ -172,6 +173,7 @@ def gunicorn_like(project: Project) -> Path:
     """A config file with the baked service's plain settings."""
     path = project.folder.parent / "gunicorn_like_baked.py"
     settings = json.loads(project.run("python", "-c", SETTINGS % (GUNICORN,)).splitlines()[-1])
+    settings["worker_class"] = "gthread"
     path.write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()) + FREEZE)
     return path
 
