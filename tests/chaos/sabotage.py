@@ -57,6 +57,7 @@ SABOTAGE: dict[str, Patches] = {
         ("gunicorn.conf.py", '    "graceful_timeout": "WEB_GRACEFUL_TIMEOUT",\n', ""),
     ),
     "the check for what Postgres cannot store": (("app/notes.py", '"\\x00" in text or (', "False and ("),),
+    "the check for halves of surrogate pairs": (("app/notes.py", "(not text.isascii() and", "(False and"),),
     "the masking of what may be a secret": (
         ("app/config.py", 'return "***" if name in SECRET_NAMES or', 'return "***" if False and'),
     ),
