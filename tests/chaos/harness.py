@@ -172,6 +172,7 @@ class Postgres:
         settings: Mapping[str, str] | None = None,
         *,
         cluster: Path | None = None,
+        standby_of: "Postgres | None" = None,
         tls: bool = False,
         namespace: str = "",
         host: str = "127.0.0.1",
@@ -193,6 +194,8 @@ class Postgres:
             self._initialise()
         else:
             self._run("cp", "-r", "--reflink=auto", cluster, self.data)
+        if standby_of:
+            self._follow(standby_of)
         if tls:
             self._certify()
 
@@ -214,6 +217,11 @@ class Postgres:
         )  # fmt: skip
         with (self.data / "pg_hba.conf").open("a") as hba:
             hba.write("host all all 10.0.0.0/8 trust\n")
+
+    def _follow(self, primary: "Postgres") -> None:
+        """A copy of the files that the primary started from is as good as a base backup."""
+        self.settings["primary_conninfo"] = f"host={primary.folder} port={primary.port} user=postgres"
+        self._run("touch", self.data / "standby.signal")
 
     def _certify(self) -> None:
         self._run(

@@ -20,6 +20,10 @@ SABOTAGE: dict[str, Patches] = {
     "25006 as a disconnect": (
         ("app/pools.py", '    event.listen(engine, "handle_error", _disconnect_when_read_only)\n', ""),
     ),
+    "target_session_attrs": (("app/pools.py", '        "target_session_attrs": "read-write",\n', ""),),
+    "the whereabouts of the server": (
+        ("app/health.py", '            sa.event.listen(engine, "connect", self._connected)\n', "            pass\n"),
+    ),
     "the second try of a read": (
         ("app/errors.py", 'if error.connection_invalidated and reading() and not g.get("tried_again"):', "if False:"),
     ),

@@ -1,5 +1,7 @@
 """What happens to the database must not happen to the clients, or only as 503, and for no longer than it lasts."""
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -11,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from chaos.harness import Clusters, Copy, Load, Postgres, Project, Request, Result, fetch, read, record, wait_for
+from chaos.harness import ROLE, Clusters, Copy, Load, Postgres, Project, Request, Result, fetch, read, record, wait_for
 
 
 def mixed(number: int) -> Request:
@@ -162,6 +164,95 @@ def test_read_only(baked: Project, server: Clusters, long: bool) -> None:
 def test_sabotage_read_only(sabotaged: Callable[[str], Project], server: Clusters) -> None:
     name = "25006 as a disconnect"
     assert record(read_only(sabotaged(name), server, 1), sabotaged=name).missed
+
+
+def failed_over(project: Project, server: Clusters, down: float) -> Result:
+    """Of a primary and its standby, the primary dies and the standby is promoted. The replication is synchronous, so
+    what was acknowledged must be there."""
+    result = Result(
+        "Failover to a standby", f"3 copies, 24 clients, 1 write to 4 reads, no primary for {down:g} s",
+        "503s only while there is none; first write <= 2 s after the promotion; each acknowledged write there once; "
+        "readiness red while there is none, green behind full pools; no worker dies",
+    )  # fmt: skip
+    with (
+        server(settings={"synchronous_standby_names": "*"}) as one,
+        server(standby_of=one) as two,
+        contextlib.ExitStack() as stack,
+    ):
+        wait_for(lambda: one.ask("select 1 from pg_stat_replication where sync_state = 'sync'"), 10, "standby")
+        hosts = [  # every way to name both, and in both orders
+            f"host={one.host}:{one.port}&host={two.host}:{two.port}",
+            f"host={two.host}:{two.port},{one.host}:{one.port}",
+            f"host={two.host},{one.host}&port={two.port},{one.port}",
+        ]
+        copies = [
+            Copy(project, f"postgresql://app@/service?{both}", APP_INSTANCES=len(hosts), WEB_CONCURRENCY=2)
+            for both in hosts
+        ]
+        for copy in copies:
+            stack.push(copy)
+            copy.start(wait=False)
+        for copy in copies:
+            copy.ready()
+        ready = [ready_when_full(copies, one, two)]
+        before = {pid for copy in copies for pid in copy.workers()}
+        with Load(next_port(copies), mixed, clients=24) as load:
+            time.sleep(1)
+            stopped = time.monotonic()
+            one.stop(signal.SIGQUIT)
+            time.sleep(down / 2)
+            without = Counter(fetch(copy.probe_port, "/readyz").kind for copy in copies for _ in range(4))
+            time.sleep(down / 2)
+            two.ask("select pg_promote()")
+            promoted = time.monotonic()
+            time.sleep(2.5)  # more than the bar, or what fails later would not be seen
+        exactly_once(two, load, result)
+        last = Counter(copy.get("/api/notes", "POST", title="last").kind for copy in copies for _ in range(10))
+        ready.append(ready_when_full(copies, two))
+        died = before - {pid for copy in copies for pid in copy.workers()}
+    writes = [a.ended for a in load.answers if a.status == 201]
+    first = min((ended for ended in writes if ended > promoted), default=float("inf"))
+    late = [a for a in load.answers if a.status not in (200, 201) and not stopped <= a.ended <= promoted + 2]
+    result.counted |= {"answers": dict(load.kinds()), "first write after s": round(first - promoted, 2),
+                       "failures outside": len(late), "then": dict(last), "ready without a primary": dict(without),
+                       "ready behind full pools, before, after": tuple(map(dict, ready))}  # fmt: skip
+    result.expect(set(load.kinds()) == {"200", "201", "503"}, f"answers {dict(load.kinds())}")
+    result.expect(first - promoted <= 2, f"first write after {first - promoted:.1f} s")
+    result.expect(not late, f"{len(late)} failures when there was a primary")
+    result.expect(set(last) == {"201"}, f"then: {dict(last)}")
+    result.expect(set(without) == {"503"}, f"without a primary, readiness says {dict(without)}")
+    result.expect([set(answers) for answers in ready] == [{"200 in time"}] * 2, f"readiness behind full pools: {ready}")
+    result.expect(not died, f"{len(died)} workers died")
+    return result
+
+
+def next_port(copies: list[Copy]) -> Callable[[], int]:
+    return itertools.cycle(copy.port for copy in copies).__next__
+
+
+def ready_when_full(copies: list[Copy], *servers: Postgres) -> Counter[str]:
+    """What readiness says, and whether within a second, while queries hold every connection that the copies have."""
+    slots = sum(copy.plan["workers"] * copy.plan["pool"] for copy in copies)
+    busy = "select 1 from pg_stat_activity where usename = %s and query like %s and state = 'active'"
+
+    def all_busy() -> bool:
+        return sum(len(server.ask(busy, ROLE, "%pg_sleep%")) for server in servers) == slots
+
+    with Load(next_port(copies), read("/chaos/query?s=1.5"), clients=slots, requests=slots):
+        wait_for(all_busy, 10, f"{slots} queries")
+        time.sleep(0.3)  # until a connection that has just come back is no proof any more
+        answers = [fetch(copy.probe_port, "/readyz") for copy in copies for _ in range(4)]
+    return Counter(f"{a.kind} {'in time' if a.seconds <= 1 else 'late'}" for a in answers)
+
+
+def test_failed_over(baked: Project, server: Clusters, long: bool) -> None:
+    assert not record(failed_over(baked, server, 6 if long else 1)).missed
+
+
+@pytest.mark.parametrize("name", ["target_session_attrs", "the whereabouts of the server"])
+@pytest.mark.long
+def test_sabotage_failed_over(name: str, sabotaged: Callable[[str], Project], server: Clusters) -> None:
+    assert record(failed_over(sabotaged(name), server, 1), sabotaged=name).missed
 
 
 def killed(project: Project, postgres: Postgres) -> Result:

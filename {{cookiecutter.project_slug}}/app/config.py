@@ -74,6 +74,7 @@ SECRET_NAMES = {"SECRET_KEY", "DATABASE_URL"}
 PLACEHOLDERS = ("change", "secret", "password", "placeholder", "example", "default", "your-", "your_")
 MIN_SECRET_LENGTH = 32
 MIN_SECRET_CHARACTERS = 8  # different ones: "aaaa..." is long, too
+HOSTS_WITH_PORTS = re.compile(r"[^:/,]+:[0-9]+(,[^:/,]+:[0-9]+)+")
 MAX_BODY_BYTES = 1024 * 1024
 MAX_PORT = 65_535
 
@@ -117,12 +118,18 @@ class DatabaseUrl(fields.Field[URL]):
     def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **kwargs: Any) -> URL:
         try:
             url = make_url(value)
+            if url.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:
+                url = url.set(drivername="postgresql+psycopg")
+            elif url.drivername != "sqlite":
+                raise ValidationError(f"{url.drivername}:// is not supported; use postgresql://")
+            hosts = url.query.get("host", "")
+            if isinstance(hosts, str) and HOSTS_WITH_PORTS.fullmatch(hosts):  # as SQLAlchemy wants them: host=, host=
+                url = url.update_query_dict({"host": hosts.split(",")})
+            url.get_dialect()().create_connect_args(url)  # or a port that is no number would be found by the engine
         except (ArgumentError, ValueError):
             raise ValidationError("is not a database URL; expected postgresql://user:password@host/name") from None
-        if url.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:
-            return url.set(drivername="postgresql+psycopg")
         if url.drivername != "sqlite":
-            raise ValidationError(f"{url.drivername}:// is not supported; use postgresql://")
+            return url
         if url.database in {None, "", ":memory:"} or "mode=memory" in value:
             raise ValidationError("an in-memory SQLite is one connection for everybody; use a file: sqlite:///file.db")
         return url

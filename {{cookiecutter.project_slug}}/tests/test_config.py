@@ -44,6 +44,14 @@ def test_every_usual_scheme_of_postgres_is_understood(plain_environ: dict[str, s
     assert settings.database_url.password == "p"
 
 
+@pytest.mark.parametrize("hosts", ["host=one:1,two:2", "host=one:1&host=two:2", "host=one,two&port=1,2"])
+def test_several_hosts_may_be_named(plain_environ: dict[str, str], hosts: str) -> None:
+    """A primary and its standby: the driver gets both, each with its port."""
+    url = Settings.from_env(plain_environ | {"DATABASE_URL": f"postgresql://u@/d?{hosts}"}).database_url
+    arguments = url.get_dialect()().create_connect_args(url)[1]
+    assert (arguments["host"], arguments["port"]) == ("one,two", "1,2")
+
+
 @pytest.mark.parametrize("environment", ["testing", "development"])
 def test_outside_production_nothing_has_to_be_set(environment: str) -> None:
     """SQLite in a file, and a fixed secret."""
@@ -104,6 +112,9 @@ def test_what_does_not_parse_is_refused(plain_environ: dict[str, str], name: str
         ("postgresql+psycopg2://u:hunter2@h/d", "postgresql+psycopg2:// is not supported"),
         ("hunter2", "is not a database URL"),
         ("postgresql://u:hunter2@h:port/d", "is not a database URL"),
+        ("postgresql://u:hunter2@/d?host=h&port=port", "is not a database URL"),
+        ("postgresql://u:hunter2@/d?host=one:1&host=two:2&port=3", "is not a database URL"),
+        ("sqlite://u:hunter2@h/d", "is not a database URL"),
         ("sqlite:///hunter2.db", "production needs Postgres, not sqlite"),
         ("sqlite://", "in-memory"),
         ("sqlite:///:memory:", "in-memory"),

@@ -4,9 +4,11 @@ import json
 import sys
 from collections import Counter
 
+import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from app import pools
 from app.config import NAMES, Settings, SettingsError
 
 SECRET = "correcthorsebatterystaple0123456789xyz"  # noqa: S105
@@ -21,6 +23,8 @@ URL = st.sampled_from(
         f"postgres://app:{PASSWORD}@db:5432/service?sslmode=require",
         f"mysql://app:{PASSWORD}@db/service",
         f"postgresql://app:{PASSWORD}@db:port/service",
+        f"postgresql://app:{PASSWORD}@/service?host=one:5432,two:5432",
+        f"postgresql://app:{PASSWORD}@/service?host=one&port=port",
         "sqlite:///file.db",
         "sqlite://",
         "sqlite:///:memory:",
@@ -62,6 +66,7 @@ def start(changes: dict[str, str], sane: dict[str, str]) -> None:
         assert not [part for part in (PASSWORD, SECRET) if part in text], f"a secret in: {text}"
         return
     outcomes["served"] += 1
+    sa.create_engine(made.database_url, **pools.engine_options(made, web=True))
     plan = made.plan
     assert not [part for part in (PASSWORD, SECRET) if part in repr(made)], "a secret in the settings' repr"
     assert plan.slots >= 2
