@@ -78,12 +78,12 @@ clean: ## Remove .demo with its data, .venv and the caches
 	@$(INSTALL) -r tests/bench/requirements.txt
 	@touch $@
 
-# What tests/chaos drives besides the wheel's Postgres: one with TLS, a pooler, certificates, network namespaces.
-DEBIAN := postgresql pgbouncer openssl iproute2 util-linux
-.venv/.debian: .venv/bin/python
+# What the tests drive besides the wheel's Postgres: one with TLS, a pooler, certificates, network namespaces, a browser.
+DEBIAN := postgresql pgbouncer openssl iproute2 util-linux chromium
+.venv/.debian: Makefile .venv/bin/python
 	@dpkg --status $(DEBIAN) >/dev/null 2>&1 || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; } || \
-		{ echo "tests/chaos needs Debian's packages; as root: apt-get install $(DEBIAN)" >&2; exit 1; }
+		{ echo "The tests need Debian's packages; as root: apt-get install $(DEBIAN)" >&2; exit 1; }
 	@touch $@
 
 .venv/bin/python:
