@@ -78,8 +78,9 @@ clean: ## Remove .demo with its data, .venv and the caches
 	@$(INSTALL) -r tests/bench/requirements.txt
 	@touch $@
 
-# What the tests drive besides the wheel's Postgres: one with TLS, a pooler, certificates, network namespaces, a browser.
-DEBIAN := postgresql pgbouncer openssl iproute2 util-linux chromium
+# What the tests drive besides the wheel's Postgres: one with TLS, a pooler, certificates, network namespaces, a browser,
+# and a load generator.
+DEBIAN := postgresql pgbouncer openssl iproute2 util-linux chromium wrk
 .venv/.debian: Makefile .venv/bin/python
 	@dpkg --status $(DEBIAN) >/dev/null 2>&1 || \
 		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; } || \
