@@ -24,6 +24,7 @@ MAX_HEAD_BYTES = 65_536
 REQUEST_SECONDS = 60.0  # for all of a request to arrive
 STOP_SECONDS = 2.0  # the same, once the worker has been told to stop
 LINGER_SECONDS = 2.0  # for a client to read an answer that came before it had sent everything (RFC 9112, 9.6)
+HEARTBEAT_SECONDS = 0.1  # a fraction of gunicorn's shortest timeout, which is 1 s
 # What one worker keeps of requests that have not arrived. One more, and the oldest is dropped; more bytes, and whoever
 # sent them is turned away. As many again may linger, and both fit under the usual limit of 1024 open files, beyond
 # which gunicorn's accept would end the worker.
@@ -118,6 +119,7 @@ class CollectingWorker(ThreadWorker):
         self.lingering: dict[Connection, None] = {}
         self.bytes_waiting = 0
         self.stopped_at: float | None = None
+        self.notify_at = 0.0
 
     def init_process(self) -> None:
         if hasattr(socket, "TCP_DEFER_ACCEPT"):  # Linux
@@ -126,7 +128,16 @@ class CollectingWorker(ThreadWorker):
                     # The kernel keeps a connection until its first bytes are there. Taken before, it would not be
                     # known to need a thread, and this worker would take more than it has threads for.
                     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+        # gunicorn looks a setting up by its name, through two calls, thirty times a request. None changes any more.
+        vars(self.cfg).update((name, setting.get()) for name, setting in self.cfg.settings.items())
+        self.addresses = {listener: listener.getsockname() for listener in self.sockets}
         super().init_process()
+
+    def notify(self) -> None:
+        """The heartbeat. gthread beats at each turn of its loop, which is more than once a request."""
+        if time.monotonic() >= self.notify_at:
+            self.notify_at = time.monotonic() + HEARTBEAT_SECONDS
+            super().notify()
 
     def accept(self, listener: Any) -> None:
         try:
@@ -134,7 +145,7 @@ class CollectingWorker(ThreadWorker):
         except (BlockingIOError, ConnectionAbortedError):  # another worker was faster; the client has gone
             return
         self.nr_conns += 1
-        connection = Connection(self.cfg, client, address, listener.getsockname())
+        connection = Connection(self.cfg, client, address, self.addresses[listener])
         if self.cfg.is_ssl or negotiation.prior_knowledge_allowed(self.cfg, address):
             self.enqueue_req(connection)
         else:

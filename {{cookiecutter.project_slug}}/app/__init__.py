@@ -1,16 +1,17 @@
 """The application factory: a table of contents of what the service consists of."""
 
 import os
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from flask import Flask, Request
-from flask.json.provider import DefaultJSONProvider
+import msgspec
+from flask import Flask, Request, Response
+from flask.json import provider
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app import cli, config, errors, health, home, metrics, models, notes, observe, pools
-from app.config import Environment, Settings, SettingsError
+from app import cli, config, errors, health, home, logs, metrics, models, notes, observe, pools
+from app.config import Settings, SettingsError
 from app.extensions import db
 
 
@@ -35,12 +36,12 @@ def create_app(settings: Settings | None = None, *, web: bool | None = None) -> 
         SQLALCHEMY_ENGINE_OPTIONS=pools.engine_options(settings, web=web),
     )
     app.extensions["settings"] = settings
-    app.wsgi_app = observe.Observed(app.wsgi_app)  # type: ignore[method-assign]
+    log = logs.access_log(settings.environment)
+    app.wsgi_app = observe.Observed(app.wsgi_app, log)  # type: ignore[method-assign]
     if settings.web_trusted_proxies:
         hops = settings.web_trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
 
-    observe.access.disabled = settings.environment is Environment.TESTING
     init_database(app, settings, web=web)
     errors.init_app(app)
     for room in (home, health, metrics, notes):
@@ -76,13 +77,15 @@ class Sessions(SecureCookieSessionInterface):
         return super().open_session(app, request)
 
 
-class JSONProvider(DefaultJSONProvider):
-    """Flask's own, with times as ISO 8601 and keys in the order they were written."""
+class JSONProvider(provider.JSONProvider):
+    """JSON by msgspec, which takes times, UUIDs and dataclasses too, and is what a tenth of a small request was spent
+    on by the standard library."""
 
-    sort_keys = False
-    ensure_ascii = False
-    compact = True
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return msgspec.json.encode(obj).decode()
 
-    @staticmethod
-    def default(value: object) -> object:
-        return value.isoformat() if isinstance(value, datetime) else DefaultJSONProvider.default(value)
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        return msgspec.json.decode(s)
+
+    def response(self, *args: Any, **kwargs: Any) -> Response:
+        return Response(msgspec.json.encode(self._prepare_response_obj(args, kwargs)), mimetype="application/json")

@@ -4,12 +4,11 @@ Each view is one statement, so each is run as a transaction of its own: one roun
 at import, on the table's columns, since there are no objects to track in a request that is one statement.
 """
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from flask import Blueprint, Response, jsonify, request, url_for
 from marshmallow import RAISE, Schema, ValidationError, fields, validate
-from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, insert, select, update
 from werkzeug.exceptions import NotFound
 
 from app.extensions import run
@@ -29,8 +28,8 @@ DELETE = delete(TABLE).where(THIS).returning(TABLE.c.id)
 
 
 def storable(text: str) -> None:
-    """Postgres takes no NUL in text, and neither NUL nor half a surrogate pair is a character that anybody meant."""
-    if "\x00" in text or (not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)):
+    """Postgres takes no NUL in text."""
+    if "\x00" in text:
         raise ValidationError("Contains a character that cannot be stored.")
 
 
@@ -60,11 +59,11 @@ def no_larger_than_an_id(endpoint: str | None, values: dict[str, Any] | None) ->
         raise NotFound(f"There is no note {values['note_id']}.")
 
 
-def only(rows: Sequence[Row[Any]], note_id: int) -> dict[str, Any]:
-    """The one row as a dict, or 404."""
+def only(rows: list[dict[str, Any]], note_id: int) -> dict[str, Any]:
+    """The one row, or 404."""
     if not rows:
         raise NotFound(f"There is no note {note_id}.")
-    return rows[0]._asdict()
+    return rows[0]
 
 
 @bp.get("")
@@ -72,13 +71,13 @@ def page() -> Response:
     """One page, oldest first: `next` is the `after` of the page that follows, null on the last one."""
     wanted = page_schema.load(request.args.to_dict())
     rows = run(PAGE, {"after": wanted["after"], "limit": wanted["limit"] + 1})
-    items = [row._asdict() for row in rows[: wanted["limit"]]]
+    items = rows[: wanted["limit"]]
     return jsonify(items=items, next=items[-1]["id"] if len(rows) > len(items) else None)
 
 
 @bp.post("")
 def create() -> tuple[Response, int, dict[str, str]]:
-    note = run(CREATE, given())[0]._asdict()
+    note = run(CREATE, given())[0]
     return jsonify(note), 201, {"Location": url_for("notes.read", note_id=note["id"])}
 
 

@@ -3,11 +3,10 @@
 A WSGI middleware, since it then sees every answer, whatever Flask did to make it.
 """
 
-import logging
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from app import metrics
@@ -27,14 +26,13 @@ SECURITY = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
 }
 
-access = logging.getLogger("app.access")
-
 
 class Observed:
-    """The app, observed."""
+    """The app, observed; `log`, if any, is given what the line of each request says."""
 
-    def __init__(self, app: "WSGIApplication") -> None:
+    def __init__(self, app: "WSGIApplication", log: Callable[[dict[str, Any]], None] | None) -> None:
         self.app = app
+        self.log = log
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         started = time.perf_counter()
@@ -58,14 +56,13 @@ class Observed:
         endpoint = (request and request.endpoint) or "none"
         method = environ["REQUEST_METHOD"]
         metrics.count(method if method in METHODS else "other", endpoint, status, seconds)
-        if access.isEnabledFor(logging.INFO):
-            path = request.path if request else environ["PATH_INFO"]
+        if self.log:
             fields = {
+                "request_id": environ[REQUEST_ID],
                 "method": method,
-                "path": path,
+                "path": request.path if request else environ["PATH_INFO"],
                 "status": status,
                 "duration_ms": round(seconds * 1000, 2),
                 "remote_address": environ.get("REMOTE_ADDR"),
-                "request_id": environ[REQUEST_ID],
             }
-            access.info("%s %s %d", method, path, status, extra=fields)
+            self.log(fields)

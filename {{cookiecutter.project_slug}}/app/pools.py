@@ -159,9 +159,11 @@ def watch(app: Flask, engine: Engine, settings: Settings, *, web: bool) -> Engin
     """
     _engines.add(engine)
     app.extensions["statements"] = engine
+    app.extensions["one_statement"] = engine.connect  # there is nothing to begin and to commit
     _listen(engine, settings, web=web)
     if settings.plan.pooler != "none" and settings.on_postgres:
-        return engine  # behind a pooler the timeouts reach the server inside a transaction only
+        app.extensions["one_statement"] = engine.begin  # the timeouts reach the server inside a transaction only
+        return engine
     return engine.execution_options(isolation_level="READ COMMITTED" if settings.on_postgres else "SERIALIZABLE")
 
 

@@ -152,21 +152,16 @@ def _in_one_transaction(app: Flask) -> Iterator[Flask]:
     with pytest.MonkeyPatch.context() as patch, engine.connect() as connection, connection.begin() as outer:
         patch.setattr(RequestSession, "get_bind", lambda *args, **kwargs: connection)
         patch.setitem(db.session.session_factory.kw, "join_transaction_mode", "create_savepoint")
-        patch.setitem(app.extensions, "statements", Savepoints(connection))
+        patch.setitem(app.extensions, "one_statement", lambda: savepoint(connection))
         yield app
         outer.rollback()
 
 
-class Savepoints:
-    """Stands in for the engine of `extensions.run`: each statement is a savepoint in the test's transaction."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        with self.connection.begin_nested():
-            yield self.connection
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[Connection]:
+    """What `extensions.run` gets instead of a connection of its own: a savepoint in the test's transaction."""
+    with connection.begin_nested():
+        yield connection
 
 
 def _empty(app: Flask) -> None:

@@ -13,6 +13,7 @@ import pytest
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import KNOWN_SETTINGS
 from gunicorn.workers.sync import SyncWorker
+from serving import free_port
 
 from app.config import Settings
 from gunicorn_worker import CollectingWorker
@@ -155,7 +156,7 @@ def test_bad_settings_stop_gunicorn_with_all_of_them() -> None:
 @pytest.mark.direct
 def test_a_plan_that_the_server_cannot_hold_stops_the_start(environ: dict[str, str]) -> None:
     """Planned for a server of 1000 connections, found one of 100."""
-    wrong = {"DB_MAX_CONNECTIONS": "1000", "APP_INSTANCES": "50", "PORT": "8765"}
+    wrong = {"DB_MAX_CONNECTIONS": "1000", "APP_INSTANCES": "50", "PORT": str(free_port())}
     done = start(environ | wrong)
     assert done.returncode == 1
     assert "the plan does not fit the database" in done.stderr

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.workers.gthread import ThreadWorker
 from serving import ROOT, call, serving
 
 from app.config import MAX_BODY_BYTES
-from gunicorn_worker import Connection
+from gunicorn_worker import HEARTBEAT_SECONDS, CollectingWorker, Connection
 
 NOTE = json.dumps({"title": "in pieces"}).encode()
 POST = b"POST /api/notes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -195,3 +196,15 @@ def test_slow_clients_do_not_keep_a_worker_from_stopping(environ: dict[str, str]
         assert answer(slow[0]).startswith(b"HTTP/1.1 201 ")
         assert answer(slow[1]).startswith(b"HTTP/1.1 408 ")
     assert server.returncode == 0
+
+
+def test_a_busy_worker_beats_no_more_often_than_it_has_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each beat is a system call on the loop, and gthread makes one or two for each request."""
+    worker = object.__new__(CollectingWorker)
+    worker.notify_at = 0.0
+    beats: list[float] = []
+    monkeypatch.setattr(ThreadWorker, "notify", lambda _: beats.append(time.monotonic()))
+    end = time.monotonic() + 3.5 * HEARTBEAT_SECONDS
+    while time.monotonic() < end:
+        worker.notify()
+    assert len(beats) == 4

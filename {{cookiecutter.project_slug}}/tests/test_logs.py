@@ -1,10 +1,13 @@
 """Logs and request ids."""
 
-import io
 import json
 import logging
 import logging.config
+import os
+import re
 import threading
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -28,27 +31,58 @@ def test_a_bad_request_id_is_replaced(client: FlaskClient, given: str) -> None:
     assert len(made) == 32
 
 
-def test_production_writes_one_json_line_a_request(app: Flask) -> None:
+def test_production_writes_one_json_line_a_request(make_app: Any, capfd: pytest.CaptureFixture[str]) -> None:
     """With the request id, the status and the duration as fields of their own."""
-    config = logs.config_for(Environment.PRODUCTION)
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.config.DictConfigurator(config).configure_formatter(config["formatters"]["line"]))
-    handler.addFilter(logs.RequestIdFilter())
-    observe.access.addHandler(handler)
-    disabled, observe.access.disabled = observe.access.disabled, False
-    level = observe.access.level
-    observe.access.setLevel("INFO")
-    try:
-        app.test_client().get("/livez", headers={"X-Request-ID": "one"})
-    finally:
-        observe.access.removeHandler(handler)
-        observe.access.disabled = disabled
-        observe.access.setLevel(level)
-    (line,) = stream.getvalue().splitlines()
+    app = make_app()
+    app.wsgi_app.log = logs.access_log(Environment.PRODUCTION)
+    before = datetime.now(UTC)
+    app.test_client().get("/livez", headers={"X-Request-ID": "one"})
+    (line,) = capfd.readouterr().err.splitlines()
     entry = json.loads(line)
-    assert (entry["request_id"], entry["method"], entry["path"], entry["status"]) == ("one", "GET", "/livez", 200)
-    assert entry["duration_ms"] >= 0
+    assert before <= datetime.fromisoformat(entry.pop("timestamp")) <= datetime.now(UTC)
+    assert entry.pop("duration_ms") >= 0
+    assert entry == {
+        "level": "INFO",
+        "name": "app.access",
+        "process": os.getpid(),
+        "request_id": "one",
+        "method": "GET",
+        "path": "/livez",
+        "status": 200,
+        "remote_address": "127.0.0.1",
+    }
+
+
+def test_development_writes_one_plain_line_a_request(make_app: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """For a person; a path that is no text stops nobody."""
+    app = make_app()
+    app.wsgi_app.log = logs.access_log(Environment.DEVELOPMENT)
+    app.test_client().get("/nowhere", headers={"X-Request-ID": "one"})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(r"INFO +app\.access \[one\] GET /nowhere 404 in [\d.]+ ms from 127\.0\.0\.1$", line)
+    app.wsgi_app.log(
+        dict.fromkeys(["request_id", "method", "status", "duration_ms", "remote_address"]) | {"path": "\ud800"}
+    )
+    assert " ? " in capfd.readouterr().err
+
+
+def test_other_lines_have_the_same_fields(app: Flask) -> None:
+    """Whoever collects the lines finds when, how bad, who and which request in the same place in all of them."""
+    config = logs.config_for(Environment.PRODUCTION)
+    formatter = logging.config.DictConfigurator(config).configure_formatter(config["formatters"]["line"])
+    record = logging.makeLogRecord({"msg": "hello", "levelname": "WARNING", "name": "app.x", "extra_field": 3})
+    with app.test_request_context(environ_overrides={observe.REQUEST_ID: "one"}):
+        assert logs.RequestIdFilter().filter(record)
+    entry = json.loads(formatter.format(record))
+    assert datetime.fromisoformat(entry.pop("timestamp")).tzinfo is not None
+    assert entry == {
+        "level": "WARNING",
+        "name": "app.x",
+        "process": os.getpid(),
+        "request_id": "one",
+        "message": "hello",
+        "extra_field": 3,
+    }
 
 
 @pytest.mark.parametrize("environment", list(Environment))
@@ -60,21 +94,13 @@ def test_the_logging_config_is_valid(environment: Environment) -> None:
 
 
 def test_threads_do_not_tear_each_others_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    """Though no lock is taken. What cannot be encoded is escaped, and what cannot be formatted stops nobody."""
-    handler = logs.Stderr()
-    handler.setFormatter(logging.Formatter("<%(message)s>"))
-    texts = ["long " * 500, "half a pair \ud800"]
-
-    def write() -> None:
-        for text in texts * 50:
-            handler.handle(logging.makeLogRecord({"msg": text}))
-
-    threads = [threading.Thread(target=write) for _ in range(4)]
+    """Though no lock is taken."""
+    write = logs.access_log(Environment.PRODUCTION)
+    assert write
+    threads = [threading.Thread(target=lambda: [write({"path": "long " * 500}) for _ in range(50)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     lines = capfd.readouterr().err.splitlines()
-    assert {line: lines.count(line) for line in set(lines)} == {f"<{texts[0]}>": 200, "<half a pair \\ud800>": 200}
-    handler.handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
-    assert "Traceback" in capfd.readouterr().err  # logging's own way to say so
+    assert [json.loads(line)["path"] for line in lines] == ["long " * 500] * 200

@@ -24,7 +24,7 @@ def test_a_note_is_created_and_found_where_location_says(client: FlaskClient) ->
     assert response.headers["Location"] == f"/api/notes/{note['id']}"
     assert client.get(response.headers["Location"]).get_json() == note
     assert (note["title"], note["body"]) == ("Zoë & Co <b>", "line\nline")
-    assert note["created_at"].endswith("+00:00")
+    assert note["created_at"].endswith("Z")
 
 
 def test_pages_follow_each_other_without_gap_or_repeat(client: FlaskClient) -> None:
@@ -84,7 +84,7 @@ def test_what_is_no_note_is_404(client: FlaskClient, method: str, note_id: str) 
         ({"title": None}, "title"),
         ({"title": 5}, "title"),
         ({"title": "nul \x00"}, "title"),
-        ({"title": "x", "body": "half a pair \ud800"}, "body"),
+        ({"title": "x", "body": "nul \x00"}, "body"),
         ({"title": "x", "body": ["x"]}, "body"),
         ({"title": "x", "id": 7}, "id"),
         ([], "_schema"),
