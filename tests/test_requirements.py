@@ -11,8 +11,9 @@ LOCKS = [
     ROOT / "requirements" / "test.txt",
     ROOT / PROJECT / "requirements" / "prod.txt",
     ROOT / PROJECT / "requirements" / "dev.txt",
+    ROOT / "tests" / "bench" / "requirements.txt",
 ]
-BAKE, TEST, PROD, DEV = LOCKS
+BAKE, TEST, PROD, DEV, BENCH = LOCKS
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -35,7 +36,7 @@ def test_no_address_and_no_path(lock: Path):
     assert "://" not in text
     assert not re.search(r"(^|\s)/\w", text)
     assert "make lock" in text
-    assert ("{" + "{" in text) == (lock == TEST)
+    assert ("{" + "{" in text) == (lock in {TEST, BENCH})
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
@@ -46,7 +47,7 @@ def test_lock_holds_what_is_asked_for(lock: Path):
     assert [name for name in asked if name not in pins(lock)] == []
 
 
-@pytest.mark.parametrize(("smaller", "larger"), [(PROD, DEV), (BAKE, TEST)], ids=["project", "template"])
+@pytest.mark.parametrize(("smaller", "larger"), [(PROD, DEV), (PROD, BENCH), (BAKE, TEST)])
 def test_one_is_part_of_the_other(smaller: Path, larger: Path):
     """What is tested is what is run: the larger set holds the smaller at the same versions."""
     assert pins(smaller).items() <= pins(larger).items()

@@ -175,6 +175,25 @@ def instrument(project: Project, options: argparse.Namespace) -> None:
         say()
 
 
+def instructions(project: Project, options: argparse.Namespace) -> None:
+    """Instructions of a whole server for one request: exact, where requests per second and seconds of CPU are not."""
+    known = [*servers.without_logs(project), *servers.issue_four(project)]
+    candidates = {one.name: one for one in known if one.command[0] == "gunicorn"}
+    chosen = [one for one in candidates.values() if not options.only or one.name in options.only]
+    rows = []
+    for workload in options.workloads:
+        for one in chosen:
+            figure = inprocess.server_instructions(project, one, workload, options.requests)
+            rows.append({"candidate": one.name, "workload": workload, "instructions": round(figure)})
+        project.reset()
+        found = {row["candidate"]: row["instructions"] for row in rows if row["workload"] == workload}
+        first = found[chosen[0].name]
+        body = [[name, f"{figure / 1000:.0f}", f"{first / figure:.3f}"] for name, figure in found.items()]
+        say(report.table([workload, "thousand instructions a request", f"{chosen[0].name}'s over it"], body))
+        say()
+    rounds.store(options.out or RESULTS / "instructions.json", {"measured": time.strftime("%Y-%m-%d"), "rows": rows})
+
+
 def chart(project: None, options: argparse.Namespace) -> None:
     """The picture of stored results, and the table of the README."""
     from tests.bench.chart import draw
@@ -223,6 +242,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--requests", type=int, default=200)
     sub.add_argument("--callgrind", action="store_true", help="count instructions: exact, where seconds are not")
     sub.add_argument("--extra", type=Path, nargs="*", default=[], help="other copies of the baked project")
+    sub = part(instructions)
+    sub.add_argument("--workloads", type=words, default=["read", "page", "write"])
+    sub.add_argument("--requests", type=int, default=150)
     part(chart, needs_project=False)
     return parser
 

@@ -1,6 +1,7 @@
 """In-process figures: what one request, one checkout, one start costs, without a web server and its noise."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,6 +17,8 @@ from statistics import median
 from tests.bench.project import CANDIDATES, HERE, TEMPLATE, Project, bake
 from tests.bench.proxy import counting
 from tests.bench.report import Paired
+from tests.bench.rounds import ask
+from tests.bench.servers import Candidate, serving
 
 INSIDE = HERE / "inside"
 PROJECT = "{{cookiecutter.project_slug}}"
@@ -101,26 +104,51 @@ def cpu(project: Project, loops: Sequence[Loop], workload: str, batches: int, re
 
 
 def instructions(project: Project, loop: Loop, workload: str, requests: int) -> float:
-    """Instructions a request in user space, by callgrind, which counts only once everything is warm."""
-    if not shutil.which("callgrind_control"):
-        raise SystemExit("valgrind is not installed: apt-get install valgrind")
+    """Instructions a request in user space, by callgrind."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started(project, loop, workload, _valgrind(folder)) as process,
+    ):
+        return _counted(folder, process.pid, lambda times: take(process, times), requests)
+
+
+def server_instructions(project: Project, candidate: Candidate, workload: str, requests: int) -> float:
+    """The same of a whole server under gunicorn: its loop, its threads, its parser, its sockets."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "callgrind"
-        valgrind = ("valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}")
-        with started(project, loop, workload, valgrind) as process:
-            take(process, 50)
-            _callgrind(process, "--instr=on")
-            take(process, 5)
-            _callgrind(process, "--zero")
-            take(process, requests)
-            _callgrind(process, "--dump")
-            _callgrind(process, "--instr=off")
-        dump = out.with_name("callgrind.1").read_text()
+        command = (*_valgrind(folder), sys.executable, str(INSIDE / "one_process.py"), *candidate.command[1:])
+        with serving(project, dataclasses.replace(candidate, command=command)) as server:
+
+            def ask_often(times: int) -> None:
+                for _ in range(times):
+                    ask(server, workload)
+
+            return _counted(folder, server.pid, ask_often, requests)
+
+
+def _valgrind(folder: str) -> tuple[str, ...]:
+    found = shutil.which("valgrind")
+    if not found:
+        raise SystemExit("valgrind is not installed: apt-get install valgrind")
+    return (found, "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/callgrind")
+
+
+def _counted(folder: str, pid: int, ask_often: Callable[[int], object], requests: int) -> float:
+    """Count once everything is warm: connections, prepared statements, caches."""
+
+    def order(what: str) -> None:
+        done = subprocess.run(["callgrind_control", what, str(pid)], check=True, capture_output=True, text=True)
+        if "Error" in done.stdout:  # it exits with 0 all the same
+            raise RuntimeError(done.stdout)
+
+    ask_often(50)
+    order("--instr=on")
+    ask_often(5)
+    order("--zero")
+    ask_often(requests)
+    order("--dump")
+    order("--instr=off")
+    dump = (Path(folder) / "callgrind.1").read_text()
     return int(re.search(r"^totals: (\d+)", dump, re.MULTILINE)[1]) / requests
-
-
-def _callgrind(process: "subprocess.Popen[str]", order: str) -> None:
-    subprocess.run(["callgrind_control", order, str(process.pid)], check=True, capture_output=True)
 
 
 def guard(project: Project) -> tuple[list[float], int]:

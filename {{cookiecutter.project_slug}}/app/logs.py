@@ -4,7 +4,6 @@ python-json-logger, because it is a formatter for the logging module that everyt
 SQLAlchemy too), where structlog would be a second way to log.
 """
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -53,8 +52,10 @@ def _write_plain(fields: dict[str, Any]) -> None:
 
 
 def _write(line: bytes) -> None:
-    with contextlib.suppress(OSError):  # a line that cannot be written fails no request
+    try:  # not contextlib.suppress, which would be a fifth of what the line costs
         os.write(2, line + b"\n")
+    except OSError:  # noqa: SIM105  # a line that cannot be written fails no request
+        pass
 
 
 def config_for(environment: Environment) -> dict[str, Any]:

@@ -104,3 +104,15 @@ def test_threads_do_not_tear_each_others_lines(capfd: pytest.CaptureFixture[str]
         thread.join()
     lines = capfd.readouterr().err.splitlines()
     assert [json.loads(line)["path"] for line in lines] == ["long " * 500] * 200
+
+
+def test_a_line_that_cannot_be_written_fails_no_request(make_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads the logs may have gone."""
+    app = make_app()
+    app.wsgi_app.log = logs.access_log(Environment.PRODUCTION)
+    reader, writer = os.pipe()
+    os.close(reader)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda _, line: write(writer, line))
+    assert app.test_client().get("/livez").status_code == 200
+    os.close(writer)
