@@ -1,16 +1,19 @@
 """Fixtures. The suite runs twice: `--database sqlite` with testing's settings (a SQLite file, NullPool), and
-`--database postgres` with production's (a real server, a web worker's QueuePool).
+`--database postgres` with production's (a real server, a web worker's QueuePool). `make test` has both runs at once.
 
 No fixture keeps an app context open around the client: the session would be shared between requests and a test would
 see what no request sees.
 """
 
+import gc
+import itertools
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient, FlaskCliRunner
 from flask_migrate import upgrade
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection, Engine, make_url
 
 from app import create_app
 from app.config import Settings
@@ -30,6 +33,9 @@ from scripts import postgres
 KINDS = ("sqlite", "postgres")
 # What TEST_DATABASE_URL leads through: "pgbouncer", or nothing.
 POOLER = os.environ.get("TEST_DB_POOLER", "")
+OWN_POSTGRES = pytest.StashKey[Future[str]]()
+SHARED_MEMORY = Path("/dev/shm")
+ENOUGH_BYTES = 1 << 30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +47,39 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{kind}: runs with --database {kind} only")
     config.addinivalue_line("markers", "direct: of connections to the server itself, so not run behind TEST_DB_POOLER")
     config.addinivalue_line("markers", "live: commits for real, on connections of its own; cleaned up afterwards")
+    if config.getoption("--database") == "postgres" and not config.option.collectonly:
+        _start_postgres(config)
+
+
+def _start_postgres(config: pytest.Config) -> None:
+    """Start one of our own while pytest imports and collects, in a thread that is gone when the first test forks."""
+    stack = ExitStack()
+
+    def start() -> str:
+        # Not below pytest's folder, which each run of pytest locks again for others: as root, Postgres runs as nobody.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=in_memory()))
+        # It is thrown away. Commits are still written, since test_docs.py crashes it.
+        return stack.enter_context(postgres.running(Path(folder) / "data", "test", settings={"fsync": "off"}))
+
+    def stop() -> None:
+        started.exception()  # waits until there is something to stop
+        stack.close()
+
+    with_one_thread = ThreadPoolExecutor(1)
+    started = config.stash[OWN_POSTGRES] = with_one_thread.submit(start)
+    with_one_thread.shutdown(wait=False)
+    config.add_cleanup(stop)
+
+
+def in_memory() -> str | None:
+    """Where a database that is thrown away is quick: in memory, if there is room, else wherever temporary files are."""
+    roomy = os.access(SHARED_MEMORY, os.W_OK) and shutil.disk_usage(SHARED_MEMORY).free > ENOUGH_BYTES
+    return str(SHARED_MEMORY) if roomy else None
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays until the end, so the collector need not look at it again and again."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,25 +102,31 @@ def database_kind(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A real Postgres: TEST_DATABASE_URL, or one of our own for the length of the run."""
-    given = os.environ.get("TEST_DATABASE_URL")
-    if given:
-        if "test" not in (make_url(given).database or ""):
-            pytest.exit("TEST_DATABASE_URL must name a database with 'test' in its name: its tables are emptied", 2)
-        yield given
-        return
-    settings = {"fsync": "off", "synchronous_commit": "off"}  # it is thrown away
-    # Not below pytest's folder, which each run of pytest locks again for others: as root, Postgres runs as nobody.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        postgres.running(Path(folder) / "data", "test", settings=settings) as url,
-    ):
-        yield url
+def own_postgres(pytestconfig: pytest.Config) -> str:
+    """A real Postgres of our own for the length of the run. It may be filled, limited and crashed."""
+    return pytestconfig.stash[OWN_POSTGRES].result()
 
 
 @pytest.fixture(scope="session")
-def environ_for(database_kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """The real Postgres of this run: TEST_DATABASE_URL, or our own."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if not given:
+        return str(request.getfixturevalue("own_postgres"))
+    if "test" not in (make_url(given).database or ""):
+        pytest.exit("TEST_DATABASE_URL must name a database with 'test' in its name: its tables are emptied", 2)
+    return given
+
+
+@pytest.fixture(scope="session")
+def sqlite_files() -> Iterator[Iterator[Path]]:
+    """One name after the other for files that are not there yet."""
+    with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
+        yield (Path(folder) / f"{number}.db" for number in itertools.count())
+
+
+@pytest.fixture(scope="session")
+def environ_for(database_kind: str, request: pytest.FixtureRequest) -> Any:
     """A function that makes a whole environment for this run's database, migrated and empty."""
     if database_kind == "postgres":
         base = {
@@ -93,11 +138,12 @@ def environ_for(database_kind: str, request: pytest.FixtureRequest, tmp_path_fac
         _migrate(base)
         return lambda **more: base | more
 
-    migrated = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    files = request.getfixturevalue("sqlite_files")
+    migrated = next(files)
     _migrate({"APP_ENV": "testing", "DATABASE_URL": f"sqlite:///{migrated}"})
 
     def sqlite(**more: str) -> dict[str, str]:
-        file = tmp_path_factory.mktemp("sqlite") / "test.db"
+        file = next(files)
         shutil.copy(migrated, file)
         return {"APP_ENV": "testing", "DATABASE_URL": f"sqlite:///{file}"} | more
 
@@ -134,8 +180,8 @@ def make_app(environ: dict[str, str]) -> Iterator[Any]:
 
 @pytest.fixture
 def app(make_app: Any, database_kind: str, request: pytest.FixtureRequest) -> Iterator[Flask]:
-    """The app. On Postgres everything that a test does is one transaction, rolled back at the end, unless the test is
-    marked `live`; then the tables are emptied. On SQLite each test has a file of its own."""
+    """The test's own app, which it may change. On Postgres all that it does is one transaction, rolled back at the end,
+    unless the test is marked `live`; then the tables are emptied. On SQLite each test has a file of its own."""
     app: Flask = make_app()
     if database_kind == "sqlite":
         yield app
@@ -143,17 +189,26 @@ def app(make_app: Any, database_kind: str, request: pytest.FixtureRequest) -> It
         yield app
         _empty(app)
     else:
-        yield from _in_one_transaction(app)
+        with _in_one_transaction(app, request.getfixturevalue("aside")):
+            yield app
 
 
-def _in_one_transaction(app: Flask) -> Iterator[Flask]:
-    # On a connection of its own: the app's pool, which may be of one, is left to the app.
-    engine = sa.create_engine(app.config["SQLALCHEMY_DATABASE_URI"], poolclass=sa.NullPool)
-    with pytest.MonkeyPatch.context() as patch, engine.connect() as connection, connection.begin() as outer:
+@pytest.fixture(scope="session")
+def aside(postgres_url: str) -> Iterator[Engine]:
+    """A connection for the transactions around tests: the app's pool, which may be of one, is left to the app."""
+    url = make_url(postgres_url).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, pool_size=1, pool_pre_ping=True, connect_args={"prepare_threshold": None})
+    yield engine
+    engine.dispose()
+
+
+@contextmanager
+def _in_one_transaction(app: Flask, aside: Engine) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, aside.connect() as connection, connection.begin() as outer:
         patch.setattr(RequestSession, "get_bind", lambda *args, **kwargs: connection)
         patch.setitem(db.session.session_factory.kw, "join_transaction_mode", "create_savepoint")
         patch.setitem(app.extensions, "one_statement", lambda: savepoint(connection))
-        yield app
+        yield
         outer.rollback()
 
 
@@ -170,18 +225,40 @@ def _empty(app: Flask) -> None:
         db.session.commit()
 
 
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
+@pytest.fixture(scope="session")
+def app_of_all(environ_for: Any) -> Flask:
+    return create_app(Settings.from_env(environ_for()), web=True)
 
 
 @pytest.fixture
-def runner(app: Flask) -> FlaskCliRunner:
-    return app.test_cli_runner()
+def shared_app(
+    app_of_all: Flask, database_kind: str, environ_for: Any, request: pytest.FixtureRequest
+) -> Iterator[Flask]:
+    """An app that many tests share, for those that change nothing about it: to make one takes longer than most of them.
+    Its database is empty in each."""
+    with ExitStack() as stack:
+        if database_kind == "postgres":
+            stack.enter_context(_in_one_transaction(app_of_all, request.getfixturevalue("aside")))
+        else:
+            empty = Path(make_url(environ_for()["DATABASE_URL"]).database or "")
+            empty.replace(app_of_all.config["SQLALCHEMY_DATABASE_URI"].database)
+        yield app_of_all
+    with app_of_all.app_context():
+        db.engine.dispose()
 
 
 @pytest.fixture
-def plain_environ(tmp_path: Path) -> dict[str, str]:
+def client(shared_app: Flask) -> FlaskClient:
+    return shared_app.test_client()
+
+
+@pytest.fixture
+def runner(shared_app: Flask) -> FlaskCliRunner:
+    return shared_app.test_cli_runner()
+
+
+@pytest.fixture
+def plain_environ() -> dict[str, str]:
     """The least that production accepts, with a database that nobody connects to."""
     return {
         "APP_ENV": "production",

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import serving
 
 from app import config, defaults
 
@@ -144,26 +145,25 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (500, 1), (404, 1)])
-def test_container_is_as_healthy_as_it_says(server: ThreadingHTTPServer, status: int, code: int) -> None:
+def test_container_is_as_healthy_as_it_says(
+    server: ThreadingHTTPServer, tmp_path: Path, status: int, code: int
+) -> None:
     """The image's health check passes on a 200 alone. Docker knows no other codes than 0 and 1."""
     server.status = status  # type: ignore[attr-defined]
-    assert health_check(server.server_port) == code
+    assert health_check(server.server_port, tmp_path) == code
 
 
-def test_container_that_does_not_answer_is_unhealthy(server: ThreadingHTTPServer) -> None:
+def test_container_that_does_not_answer_is_unhealthy(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     """Nor is nobody at home healthy."""
     port = server.server_port
     server.server_close()
-    assert health_check(port) == 1
+    assert health_check(port, tmp_path) == 1
 
 
-def health_check(port: int) -> int:
+def health_check(port: int, folder: Path) -> int:
     command = re.search(r"^HEALTHCHECK .*?CMD (\[.+?\])$", text("Dockerfile"), re.MULTILINE | re.DOTALL)
     assert command
-    python, *args = json.loads(command[1])
-    assert python == "python"
-    environ = {"WEB_PROBE_PORT": str(port)}
-    return subprocess.run([sys.executable, *args], env=environ, capture_output=True, check=False).returncode
+    return serving.run(json.loads(command[1]), {"WEB_PROBE_PORT": str(port)}, folder).returncode
 
 
 def test_pre_commit_runs_the_tools_of_the_venv() -> None:

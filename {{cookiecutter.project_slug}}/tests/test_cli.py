@@ -1,15 +1,12 @@
 """`flask pool plan` and `flask pool check`, as somebody types them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import serving
 from flask.testing import FlaskCliRunner
 
-FLASK = Path(sys.executable).parent / "flask"
 KEYS = {
     "cpus",
     "memory_mib",
@@ -78,24 +75,17 @@ def test_options_that_make_no_sense_exit_with_2(runner: FlaskCliRunner, words: l
 
 
 @pytest.mark.sqlite
-def test_plan_answers_before_anything_is_configured() -> None:
+def test_plan_answers_before_anything_is_configured(tmp_path: Path) -> None:
     """No secret, no database: it is arithmetic."""
-    done = subprocess.run(
-        [FLASK, "pool", "plan", "--json", *WHAT_IF],
-        env={"PATH": os.environ["PATH"], "SECRET_KEY": "too short"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = serving.run(["flask", "pool", "plan", "--json", *WHAT_IF], {"SECRET_KEY": "too short"}, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["connections_peak"] == 24
 
 
 @pytest.mark.sqlite
-def test_anything_else_needs_settings_and_says_which() -> None:
+def test_anything_else_needs_settings_and_says_which(tmp_path: Path) -> None:
     """One clear error, no traceback."""
-    done = subprocess.run(
-        [FLASK, "routes"], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
-    )
+    done = serving.run(["flask", "routes"], {}, tmp_path)
     assert done.returncode == 1
     assert "SECRET_KEY is not set" in done.stderr
     assert "DATABASE_URL is not set" in done.stderr

@@ -6,36 +6,27 @@ A block prints what stands in the document, where `…` is any text. Of times, w
 import importlib
 import os
 import re
-import runpy
 import select
 import shlex
 import signal
-import socket
 import sqlite3
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-import traceback
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
+from serving import ROOT, in_child, run
 
-from app import create_app, defaults
+from app import create_app
 from app.config import NAMES, Settings
 from app.extensions import db
-from scripts import postgres
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "connection-pooling.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 ERRORS = re.findall(
@@ -60,27 +51,6 @@ def surroundings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in NAMES}
 
 
-def in_child(action: Callable[[], object], output: Path) -> str:
-    """Run something in a forked process, which has the modules that we have, and return what it prints."""
-    child = os.fork()
-    if child == 0:
-        with output.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            sys.stdout = sys.stderr = file
-            try:
-                action()
-            except SystemExit as error:
-                if isinstance(error.code, str):
-                    print(error.code)
-            except BaseException:  # noqa: BLE001  # nothing may get back into the test run
-                traceback.print_exc()
-            file.flush()
-            os._exit(0)
-    os.waitpid(child, 0)
-    return output.read_text()
-
-
 def run_python(code: str, folder: Path, environ: dict[str, str]) -> str:
     """Run a block as the only file of a folder."""
     (folder / "example.py").write_text(code)
@@ -92,7 +62,8 @@ def run_python(code: str, folder: Path, environ: dict[str, str]) -> str:
         sys.path.insert(0, str(folder))
         importlib.import_module("example")
 
-    return in_child(example, folder / "output")
+    done = in_child(example, folder)
+    return done.stdout + done.stderr
 
 
 def run_command(line: str, folder: Path, environ: dict[str, str]) -> str:
@@ -101,24 +72,8 @@ def run_command(line: str, folder: Path, environ: dict[str, str]) -> str:
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         environ = environ | {name: value}
-    if words[0] == "gunicorn":  # it leaves files behind unless its process ends by itself
-        command = [str(Path(sys.executable).parent / "gunicorn"), *words[1:]]
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
-        return done.stderr
-
-    def command_line() -> None:
-        os.environ.clear()
-        os.environ.update(environ)
-        os.chdir(ROOT)
-        if words[:2] == ["python", "-m"]:
-            sys.argv = words[2:]
-            runpy.run_module(words[2], run_name="__main__")
-        else:
-            sys.argv = words
-            (program,) = entry_points(group="console_scripts", name=words[0])
-            program.load()()
-
-    return in_child(command_line, folder / "output")
+    done = run(words, environ, folder)
+    return done.stdout + done.stderr
 
 
 def assert_prints(shown: str, printed: str) -> None:
@@ -201,16 +156,11 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 @pytest.fixture(scope="module")
-def small_server() -> Iterator[str]:
-    """A Postgres with few connections, which may be filled, limited and crashed."""
-    # Not in pytest's own folder: started by root, the next pytest to start would lock the server's user out of that.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        postgres.running(Path(folder) / "data", "small", max_connections=8) as url,
-    ):
-        with psycopg.connect(url) as connection:
-            connection.execute("create table notes (title text)")
-        yield url
+def own_server(own_postgres: str) -> str:
+    """A Postgres that may be filled, limited and crashed."""
+    with psycopg.connect(own_postgres) as connection:
+        connection.execute("create table if not exists notes (title text)")  # else it is the app's
+    return own_postgres
 
 
 def as_superuser(url: str) -> str:
@@ -226,20 +176,21 @@ def two_from_a_pool_of_one(url: str, folder: Path) -> str:
     return text
 
 
-def fill(url: str) -> str:
+def fill(url: str, stack: ExitStack) -> str:
     """Open connections until no more can be opened."""
-    with ExitStack() as stack:
-        return error_of(lambda: [stack.enter_context(psycopg.connect(url)) for _ in range(9)])
+    return error_of(lambda: [stack.enter_context(psycopg.connect(url)) for _ in range(101)])
 
 
 @provokes("remaining connection slots are reserved for …")
 def ordinary_slots_taken(url: str, folder: Path) -> str:
-    return fill(url)
+    with ExitStack() as stack:
+        return fill(url, stack)
 
 
 @provokes("sorry, too many clients already")
 def all_slots_taken(url: str, folder: Path) -> str:
-    return fill(as_superuser(url))
+    with ExitStack() as stack:
+        return fill(as_superuser(url), stack)
 
 
 def limited(url: str, what: str) -> str:
@@ -258,13 +209,19 @@ def role_limited(url: str, folder: Path) -> str:
 
 @provokes('too many connections for database "…"')
 def database_limited(url: str, folder: Path) -> str:
-    return limited(url, "database small")
+    return limited(url, "database test")
+
+
+def wait_for_word(connection: "psycopg.Connection[Any]") -> None:
+    """Until the server says something unasked, such as that it ends this connection."""
+    assert select.select([connection], [], [], 10)[0], "the server says nothing"
 
 
 @provokes("terminating connection due to administrator command")
 def terminated(url: str, folder: Path) -> str:
     with psycopg.connect(url) as connection, psycopg.connect(url) as other:
-        other.execute("select pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+        other.execute("select pg_terminate_backend(%s)", [connection.info.backend_pid])
+        wait_for_word(connection)
         return error_of(lambda: connection.execute("select 1"))
 
 
@@ -285,24 +242,29 @@ def killed(url: str, folder: Path) -> str:
     raise AssertionError("the server does not come back")
 
 
-def stopped(url: str, setting: str, *statements: str) -> str:
-    """The error of the last statement, a moment after the ones before it, on a connection with a setting."""
-    *first, last = statements
+def stopped(url: str, setting: str, statement: str) -> str:
+    """The error of a statement on a connection with a setting."""
     with psycopg.connect(url, options=f"-c {setting}") as connection:
-        for statement in first:
-            connection.execute(statement.encode())
-        time.sleep(0.1)
-        return error_of(lambda: connection.execute(last.encode()))
+        return error_of(lambda: connection.execute(statement.encode()))
+
+
+def stopped_while_idle(url: str, setting: str, *, in_transaction: bool) -> str:
+    """The error of the first statement after the server has ended a connection with a setting."""
+    with psycopg.connect(url, options=f"-c {setting}") as connection:
+        if in_transaction:
+            connection.execute("select 1")
+        wait_for_word(connection)
+        return error_of(lambda: connection.execute("select 1"))
 
 
 @provokes("terminating connection due to idle-session timeout")
 def idle(url: str, folder: Path) -> str:
-    return stopped(url, "idle_session_timeout=20", "select 1")
+    return stopped_while_idle(url, "idle_session_timeout=20", in_transaction=False)
 
 
 @provokes("terminating connection due to idle-in-transaction timeout")
 def idle_in_transaction(url: str, folder: Path) -> str:
-    return stopped(url, "idle_in_transaction_session_timeout=20", "select 1", "select 1")
+    return stopped_while_idle(url, "idle_in_transaction_session_timeout=20", in_transaction=True)
 
 
 @provokes("canceling statement due to statement timeout")
@@ -319,7 +281,7 @@ def locked_out(url: str, folder: Path) -> str:
 
 @provokes("cannot execute INSERT in a read-only transaction")
 def read_only(url: str, folder: Path) -> str:
-    return stopped(url, "default_transaction_read_only=on", "insert into notes values ('x')")
+    return stopped(url, "default_transaction_read_only=on", "insert into notes (title) values ('x')")
 
 
 @provokes("session is read-only")
@@ -332,7 +294,7 @@ def no_server_takes_writes(url: str, folder: Path) -> str:
 def rows_of_another(url: str, folder: Path) -> str:
     """One process asks and ends before it has read the answer; the other reads it as its own."""
     with psycopg.connect(url, autocommit=True) as connection:
-        in_child(lambda: connection.pgconn.send_query(b"select 'another request''s rows'"), folder / "output")
+        in_child(lambda: connection.pgconn.send_query(b"select 'another request''s rows'"), folder)
         (row,) = connection.execute("select 'mine'").fetchone() or ("none",)
         return f"{row}, and no error"
 
@@ -342,7 +304,7 @@ def answer_read_in_parts(url: str, folder: Path) -> str:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.pgconn.send_query(b"select repeat('x', 5000) from generate_series(1, 2000)")
         select.select([connection.pgconn.socket], [], [])
-        in_child(connection.pgconn.consume_input, folder / "output")
+        in_child(connection.pgconn.consume_input, folder)
         result = connection.pgconn.get_result()
         return result.error_message.decode() if result else "no answer"
 
@@ -350,7 +312,7 @@ def answer_read_in_parts(url: str, folder: Path) -> str:
 @provokes('prepared statement "_pg3_0" already exists')
 def prepared_twice(url: str, folder: Path) -> str:
     with psycopg.connect(url, autocommit=True) as connection:
-        in_child(lambda: connection.execute("select 1", prepare=True), folder / "output")
+        in_child(lambda: connection.execute("select 1", prepare=True), folder)
         return error_of(lambda: connection.execute("select 1", prepare=True))
 
 
@@ -383,7 +345,7 @@ def two_writers(url: str, folder: Path) -> str:
 def test_errors(message: str, provoke: Provoke, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """What the document quotes is what the server, the driver or SQLAlchemy says."""
     on_postgres = request.node.get_closest_marker("postgres") is not None
-    text = provoke(request.getfixturevalue("small_server") if on_postgres else "", tmp_path)
+    text = provoke(request.getfixturevalue("own_server") if on_postgres else "", tmp_path)
     assert re.search(re.escape(message).replace("…", ".+?"), text), text
 
 
@@ -453,70 +415,14 @@ def test_a_request_with_two_connections(pool_size: int, status: int, tmp_path: P
 
 
 @pytest.mark.postgres
-def test_connections_that_were_idle_too_long_are_replaced_unseen(small_server: str, make_app: Any) -> None:
+def test_connections_that_were_idle_too_long_are_replaced_unseen(own_server: str, make_app: Any) -> None:
     """The server's idle_session_timeout is shorter than the pool keeps connections."""
-    app = make_app(DATABASE_URL=f"{small_server}&options=-c%20idle_session_timeout%3D50")
+    app = make_app(DATABASE_URL=f"{own_server}&options=-c%20idle_session_timeout%3D20")
     with app.app_context():
+        pids = set()
         for _ in range(2):
             with db.engine.connect() as connection:
-                assert connection.scalar(sa.select(1)) == 1
-            time.sleep(0.15)
-
-
-@pytest.mark.postgres
-@pytest.mark.direct
-def test_a_reload_needs_no_more_connections(environ: dict[str, str], postgres_url: str) -> None:
-    """On HUP with requests in hand: the old worker finishes them, and only then is there a new one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    plan = {"DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2", "WEB_CONCURRENCY": "1", "WEB_THREADS": "2"}
-    gunicorn = subprocess.Popen(
-        [Path(sys.executable).parent / "gunicorn"],
-        cwd=ROOT,
-        env=surroundings() | environ | plan | {"PORT": str(port), "WEB_PROBE_PORT": "0"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    lines = gunicorn.stderr or ()
-    answers: list[int] = []
-
-    def get() -> None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/notes", timeout=30) as response:
-            answers.append(response.status)
-
-    threads = [threading.Thread(target=get) for _ in range(4)]
-    with psycopg.connect(postgres_url) as holder, psycopg.connect(postgres_url, autocommit=True) as watcher:
-
-        def connected() -> set[int]:
-            query = "select pid from pg_stat_activity where application_name = %s"
-            return {pid for (pid,) in watcher.execute(query, [defaults.SERVICE_NAME])}
-
-        try:
-            assert any("Booting worker" in line for line in lines)
-            holder.execute("lock table notes")
-            for thread in threads[:2]:
-                thread.start()
-            give_up = time.monotonic() + 20
-            while len(before := connected()) < 2:
-                assert time.monotonic() < give_up
-                time.sleep(0.02)
-            gunicorn.send_signal(signal.SIGHUP)
-            assert any("Hang up" in line for line in lines)
-            for thread in threads[2:]:
-                thread.start()
-            for _ in range(50):  # a second, in which a worker beside the old one would have served them
-                assert connected() == before
-                time.sleep(0.02)
-            holder.rollback()
-            for thread in threads:
-                thread.join()
-            assert not connected() & before
-        finally:
-            holder.rollback()
-            for thread in threads:
-                if thread.ident:
-                    thread.join()
-            gunicorn.terminate()
-            gunicorn.communicate(timeout=20)
-    assert answers == [200] * 4
+                pids.add(connection.scalar(sa.text("select pg_backend_pid()")))
+                raw: Any = connection.connection.dbapi_connection
+            wait_for_word(raw)
+        assert len(pids) == 2

@@ -1,9 +1,7 @@
 """gunicorn.conf.py: every name is gunicorn's, and the numbers are the plan's."""
 
 import logging
-import os
 import secrets
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -13,14 +11,12 @@ import pytest
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import KNOWN_SETTINGS
 from gunicorn.workers.sync import SyncWorker
-from serving import free_port
+from serving import ROOT, free_port, run
 
 from app.config import Settings
 from gunicorn_worker import CollectingWorker
 
-ROOT = Path(__file__).parent.parent
 ROOM = {"DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"}  # whatever was baked
-GUNICORN = Path(sys.executable).parent / "gunicorn"
 
 
 def load(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], *words: str) -> Any:
@@ -86,19 +82,6 @@ def test_gunicorn_puts_no_access_line_together_unless_told_to(
     assert cfg.logger_class.access_log_enabled.fget(types.SimpleNamespace(cfg=cfg)) is enabled
 
 
-def start(environ: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    """Run gunicorn, which is expected to refuse."""
-    return subprocess.run(
-        [GUNICORN, *words],
-        env={"PATH": os.environ["PATH"], "PORT": "0", **environ},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -143,9 +126,9 @@ def test_a_worker_more_by_signal_is_refused(
 
 
 @pytest.mark.sqlite
-def test_bad_settings_stop_gunicorn_with_all_of_them() -> None:
+def test_bad_settings_stop_gunicorn_with_all_of_them(tmp_path: Path) -> None:
     """One message, no traceback."""
-    done = start({"DB_POOL_SIZE": "twenty", "SECRET_KEY": secrets.token_hex(32)})
+    done = run(["gunicorn"], {"DB_POOL_SIZE": "twenty", "SECRET_KEY": secrets.token_hex(32)}, tmp_path)
     assert done.returncode == 1
     assert "DB_POOL_SIZE='twenty'" in done.stderr
     assert "DATABASE_URL is not set" in done.stderr
@@ -154,10 +137,10 @@ def test_bad_settings_stop_gunicorn_with_all_of_them() -> None:
 
 @pytest.mark.postgres
 @pytest.mark.direct
-def test_a_plan_that_the_server_cannot_hold_stops_the_start(environ: dict[str, str]) -> None:
+def test_a_plan_that_the_server_cannot_hold_stops_the_start(environ: dict[str, str], tmp_path: Path) -> None:
     """Planned for a server of 1000 connections, found one of 100."""
     wrong = {"DB_MAX_CONNECTIONS": "1000", "APP_INSTANCES": "50", "PORT": str(free_port())}
-    done = start(environ | wrong)
+    done = run(["gunicorn"], environ | wrong, tmp_path)
     assert done.returncode == 1
     assert "the plan does not fit the database" in done.stderr
     assert "> 87 (max_connections 100" in done.stderr

@@ -4,18 +4,27 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
-from serving import ROOT, call, serving
+from serving import ROOT, call, serving, wait_until
 
+from app import defaults
 from app.config import MAX_BODY_BYTES
 from gunicorn_worker import HEARTBEAT_SECONDS, CollectingWorker, Connection
+
+# Of the server in these tests.
+REQUEST_SECONDS = 0.7
+STOP_SECONDS = 0.4
 
 NOTE = json.dumps({"title": "in pieces"}).encode()
 POST = b"POST /api/notes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -62,8 +71,9 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tmp_path_factory.mktemp("gunicorn") / "quick.conf.py"
     config.write_text(
         "import gunicorn_worker\n"
-        "gunicorn_worker.REQUEST_SECONDS = 0.7\n"
-        "gunicorn_worker.MAX_WAITING = 60\n"
+        f"gunicorn_worker.REQUEST_SECONDS = {REQUEST_SECONDS}\n"
+        f"gunicorn_worker.STOP_SECONDS = {STOP_SECONDS}\n"
+        "gunicorn_worker.MAX_WAITING = 30\n"
         "gunicorn_worker.MAX_WAITING_BYTES = 300_000\n"
         f"__file__ = {str(ROOT / 'gunicorn.conf.py')!r}\n"
         "exec(compile(open(__file__).read(), __file__, 'exec'))\n"
@@ -71,13 +81,26 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return config
 
 
+@dataclass(frozen=True)
+class Server:
+    port: int
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+
 @pytest.fixture(scope="module")
-def port(environ_for: Any, quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def server(environ_for: Any, quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests of the file, since to start it takes longer than most of them. The last one stops it."""
     log = tmp_path_factory.mktemp("log") / "log"
-    one_worker = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "2", "APP_INSTANCES": "1"}
-    with serving(environ_for(**one_worker), log, "-c", str(quick)) as (port, _):
-        yield port
+    one_worker = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "2", "DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"}
+    with serving(environ_for(**one_worker), log, "-c", str(quick)) as (port, process):
+        yield Server(port, process, log)
     assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.fixture
+def port(server: Server) -> int:
+    return server.port
 
 
 @contextlib.contextmanager
@@ -109,7 +132,7 @@ def test_a_request_in_pieces_is_served(port: int, request_: bytes, cut: Callable
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in cut(request_):
             client.sendall(piece)
-            time.sleep(0.001)
+            time.sleep(0.0005)
         said = answer(client)
     assert said.startswith(b"HTTP/1.1 201"), said
     assert b'"in pieces"' in said
@@ -134,8 +157,6 @@ def test_a_client_that_asks_first_is_told_to_go_on(port: int) -> None:
         (b"nonsense\r\n\r\n", 400),
         (b"GET /livez HTTP/1.1\r\nX-Long: " + b"z" * 70_000, 431),
         (POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 400_000, 503),
-        (b"GET /livez HTTP/1.1\r\nX-Never: ends", 408),
-        (POST + b"Content-Length: 100\r\n\r\n{", 408),
     ],
 )
 def test_what_cannot_be_served_gets_its_answer(port: int, sent: bytes, status: int) -> None:
@@ -143,6 +164,18 @@ def test_what_cannot_be_served_gets_its_answer(port: int, sent: bytes, status: i
     with clients(port) as [client]:
         client.sendall(sent)
         assert answer(client).startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.postgres
+def test_what_does_not_arrive_in_time_gets_its_answer(port: int) -> None:
+    """Whether it is the head or the body that does not end."""
+    with clients(port, 2) as slow:
+        for client, sent in zip(slow, (b"GET /livez HTTP/1.1\r\nX-Never: ends", WITH_LENGTH[:-1]), strict=True):
+            client.sendall(sent)
+        time.sleep(REQUEST_SECONDS)
+        assert call(port, "GET", "/livez")[0] == 200  # an event, at which the worker looks at the time
+        for client in slow:
+            assert answer(client).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.postgres
@@ -164,7 +197,7 @@ def test_slow_clients_hold_no_thread(port: int, sent: bytes) -> None:
     with clients(port, 20) as slow:
         for client in slow:
             client.sendall(sent)
-        time.sleep(0.2)
+        time.sleep(0.05)
         began = time.monotonic()
         for _ in range(10):
             assert call(port, "GET", "/livez")[0] == 200
@@ -173,7 +206,7 @@ def test_slow_clients_hold_no_thread(port: int, sent: bytes) -> None:
 
 @pytest.mark.postgres
 def test_more_than_can_be_kept_drop_the_oldest(port: int) -> None:
-    with clients(port, 80) as slow:
+    with clients(port, 40) as slow:
         for client in slow:
             client.sendall(b"GET /livez HTTP/1.1\r\nX-Drip: ")
             time.sleep(0.005)
@@ -184,18 +217,56 @@ def test_more_than_can_be_kept_drop_the_oldest(port: int) -> None:
 
 
 @pytest.mark.postgres
-def test_slow_clients_do_not_keep_a_worker_from_stopping(environ: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.direct
+def test_a_reload_needs_no_more_connections(server: Server, postgres_url: str) -> None:
+    """On HUP with requests in hand: the old worker finishes them, and only then is there a new one."""
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(call(server.port, "GET", "/api/notes")[0])) for _ in range(4)
+    ]
+    with psycopg.connect(postgres_url) as holder, psycopg.connect(postgres_url, autocommit=True) as watcher:
+
+        def pids(condition: str) -> set[int]:
+            query = f"select pid from pg_stat_activity where application_name = %s and {condition}"
+            return {pid for (pid,) in watcher.execute(query.encode(), [defaults.SERVICE_NAME])}
+
+        try:
+            holder.execute("lock table notes")
+            for thread in threads[:2]:
+                thread.start()
+            wait_until(lambda: len(pids("wait_event_type = 'Lock'")) == 2)
+            before = pids("true")
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: "Hang up" in server.log.read_text())
+            for thread in threads[2:]:
+                thread.start()
+            for _ in range(50):  # half a second, in which a worker beside the old one would have served them
+                assert pids("true") == before
+                time.sleep(0.01)
+        finally:
+            holder.rollback()
+            for thread in threads:
+                if thread.ident:
+                    thread.join()
+        assert not pids("true") & before
+    assert answers == [200] * 4
+
+
+@pytest.mark.postgres
+def test_slow_clients_do_not_keep_a_worker_from_stopping(server: Server) -> None:
     """What has begun to arrive may still do so for a moment."""
-    with serving(environ, tmp_path / "log") as (port, server), clients(port, 3) as slow:
+    with clients(server.port, 3) as slow:
         for client in slow:
             client.sendall(WITH_LENGTH[:-1])
-        time.sleep(0.3)
-        server.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        assert call(server.port, "GET", "/livez")[0] == 200  # they came before it, and so they have been taken in
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Handling signal: term" in server.log.read_text())
         slow[0].sendall(WITH_LENGTH[-1:])
         assert answer(slow[0]).startswith(b"HTTP/1.1 201 ")
+        time.sleep(STOP_SECONDS)
+        slow[2].close()  # an event, at which the worker looks at the time; else it does once a second
         assert answer(slow[1]).startswith(b"HTTP/1.1 408 ")
-    assert server.returncode == 0
+    assert server.process.wait(20) == 0
 
 
 def test_a_busy_worker_beats_no_more_often_than_it_has_to(monkeypatch: pytest.MonkeyPatch) -> None:

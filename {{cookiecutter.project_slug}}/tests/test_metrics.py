@@ -1,12 +1,10 @@
 """What Prometheus reads."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import serving
 from flask import Flask
 
 from app import metrics
@@ -72,13 +70,9 @@ print(metrics.show().get_data(as_text=True))
 @pytest.mark.sqlite
 def test_workers_are_summed_and_a_successor_takes_over(tmp_path: Path) -> None:
     """Two workers and the successor of one: the counters add up, and there is no third file."""
-    done = subprocess.run(
-        [sys.executable, "-c", WORKERS],
-        env={**os.environ, metrics.DIRECTORY: str(tmp_path)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    files = tmp_path / "metrics"
+    files.mkdir()
+    done = serving.run(["python", "-c", WORKERS], {metrics.DIRECTORY: str(files)}, tmp_path)
     assert value(done.stdout, "db_pool_timeouts_total") == 6
     assert value(done.stdout, "db_pool_capacity") == 8
-    assert {path.stem.rpartition("_")[2] for path in tmp_path.iterdir()} == {"1", "2", "master"}
+    assert {path.stem.rpartition("_")[2] for path in files.iterdir()} == {"1", "2", "master"}
