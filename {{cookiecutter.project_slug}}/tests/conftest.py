@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{kind}: runs with --database {kind} only")
     config.addinivalue_line("markers", "direct: of connections to the server itself, so not run behind TEST_DB_POOLER")
     config.addinivalue_line("markers", "live: commits for real, on connections of its own; cleaned up afterwards")
+    gc.disable()  # until all is imported
     if config.getoption("--database") == "postgres" and not config.option.collectonly:
         _start_postgres(config)
 
@@ -80,6 +81,7 @@ def in_memory() -> str | None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays until the end, so the collector need not look at it again and again."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -176,21 +177,25 @@ def two_from_a_pool_of_one(url: str, folder: Path) -> str:
     return text
 
 
-def fill(url: str, stack: ExitStack) -> str:
-    """Open connections until no more can be opened."""
-    return error_of(lambda: [stack.enter_context(psycopg.connect(url)) for _ in range(101)])
+@cache
+def fill(url: str) -> tuple[str, str]:
+    """Open connections until an ordinary role can have no more, and then until nobody can."""
+    with ExitStack() as stack:
+
+        def error(url: str) -> str:
+            return error_of(lambda: [stack.enter_context(psycopg.connect(url)) for _ in range(101)])
+
+        return error(url), error(as_superuser(url))
 
 
 @provokes("remaining connection slots are reserved for …")
 def ordinary_slots_taken(url: str, folder: Path) -> str:
-    with ExitStack() as stack:
-        return fill(url, stack)
+    return fill(url)[0]
 
 
 @provokes("sorry, too many clients already")
 def all_slots_taken(url: str, folder: Path) -> str:
-    with ExitStack() as stack:
-        return fill(as_superuser(url), stack)
+    return fill(url)[1]
 
 
 def limited(url: str, what: str) -> str:

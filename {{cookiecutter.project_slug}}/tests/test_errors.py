@@ -7,6 +7,7 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from flask.testing import FlaskClient
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -14,6 +15,7 @@ from app.config import MAX_BODY_BYTES
 from app.extensions import db
 
 
+@pytest.mark.sqlite  # no database in it: once is enough
 @pytest.mark.parametrize(
     ("method", "path", "options", "status"),
     [
@@ -27,10 +29,10 @@ from app.extensions import db
     ],
 )
 def test_errors_are_problem_documents(
-    app: Flask, method: str, path: str, options: dict[str, object], status: int
+    client: FlaskClient, method: str, path: str, options: dict[str, object], status: int
 ) -> None:
     """RFC 9457: the media type, and `status` and `title` that agree with the status line."""
-    response = app.test_client().open(path, method=method, **options)  # type: ignore[arg-type]
+    response = client.open(path, method=method, **options)  # type: ignore[arg-type]
     assert response.status_code == status
     assert response.mimetype == "application/problem+json"
     problem = response.get_json()
@@ -41,9 +43,10 @@ def test_errors_are_problem_documents(
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_405_says_what_is_allowed(app: Flask) -> None:
+@pytest.mark.sqlite  # no database in it: once is enough
+def test_405_says_what_is_allowed(client: FlaskClient) -> None:
     """The Allow header of the original error is kept."""
-    assert "GET" in app.test_client().patch("/api/notes/1").headers["Allow"]
+    assert "GET" in client.patch("/api/notes/1").headers["Allow"]
 
 
 def raising(app: Flask, error: Callable[[], Exception], method: str = "GET") -> tuple[int, str | None, str]:
@@ -69,6 +72,7 @@ def busy() -> sqlite3.OperationalError:
     return error
 
 
+@pytest.mark.sqlite  # no database in it: once is enough
 @pytest.mark.parametrize(
     "error",
     [
@@ -89,6 +93,7 @@ def test_the_databases_troubles_are_503(app: Flask, error: Callable[[], Exceptio
     assert "select 1" not in body
 
 
+@pytest.mark.sqlite  # no database in it: once is enough
 @pytest.mark.parametrize(
     "error",
     [

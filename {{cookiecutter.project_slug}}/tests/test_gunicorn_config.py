@@ -41,6 +41,7 @@ def names_in_the_file() -> set[str]:
     }
 
 
+@pytest.mark.sqlite
 def test_every_name_is_a_setting_of_gunicorns(monkeypatch: pytest.MonkeyPatch, plain_environ: dict[str, str]) -> None:
     """gunicorn ignores names that it does not know, so a misspelt one would have no effect."""
     load(monkeypatch, plain_environ)
@@ -49,6 +50,7 @@ def test_every_name_is_a_setting_of_gunicorns(monkeypatch: pytest.MonkeyPatch, p
     assert names <= {setting.name for setting in KNOWN_SETTINGS}
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("more", [{}, {"WEB_WORKER_CLASS": "sync"}, {"WEB_CONCURRENCY": "2", "WEB_THREADS": "7"}])
 def test_gunicorn_runs_what_was_planned(
     monkeypatch: pytest.MonkeyPatch, plain_environ: dict[str, str], more: dict[str, str]
@@ -67,12 +69,14 @@ def test_gunicorn_runs_what_was_planned(
     assert cfg.control_socket_disable
 
 
+@pytest.mark.sqlite
 def test_development_reloads_and_does_not_preload(monkeypatch: pytest.MonkeyPatch) -> None:
     """gunicorn's reloader and preload exclude each other."""
     cfg = load(monkeypatch, {"APP_ENV": "development"}).cfg
     assert (cfg.preload_app, cfg.reload) == (False, True)
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(("words", "enabled"), [([], False), (["--access-logfile", "-"], True)])
 def test_gunicorn_puts_no_access_line_together_unless_told_to(
     monkeypatch: pytest.MonkeyPatch, plain_environ: dict[str, str], words: list[str], enabled: bool
@@ -82,6 +86,7 @@ def test_gunicorn_puts_no_access_line_together_unless_told_to(
     assert cfg.logger_class.access_log_enabled.fget(types.SimpleNamespace(cfg=cfg)) is enabled
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -102,6 +107,7 @@ def test_overrides_on_the_command_line_are_refused(
         app.cfg.on_starting(server)
 
 
+@pytest.mark.sqlite
 def test_gunicorn_cmd_args_are_no_way_around(monkeypatch: pytest.MonkeyPatch, plain_environ: dict[str, str]) -> None:
     """They are read after the file, too."""
     monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 9")
@@ -110,6 +116,7 @@ def test_gunicorn_cmd_args_are_no_way_around(monkeypatch: pytest.MonkeyPatch, pl
         app.cfg.on_starting(types.SimpleNamespace(cfg=app.cfg))
 
 
+@pytest.mark.sqlite
 def test_a_worker_more_by_signal_is_refused(
     monkeypatch: pytest.MonkeyPatch, plain_environ: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:

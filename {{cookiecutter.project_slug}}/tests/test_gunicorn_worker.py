@@ -5,22 +5,21 @@ import json
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
 from serving import ROOT, call, serving, wait_until
 
-from app import defaults
 from app.config import MAX_BODY_BYTES
 from gunicorn_worker import HEARTBEAT_SECONDS, CollectingWorker, Connection
+
+pytestmark = pytest.mark.sqlite  # which database is behind it does not matter: once is enough
 
 # Of the server in these tests.
 REQUEST_SECONDS = 0.7
@@ -92,7 +91,7 @@ class Server:
 def server(environ_for: Any, quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all tests of the file, since to start it takes longer than most of them. The last one stops it."""
     log = tmp_path_factory.mktemp("log") / "log"
-    one_worker = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "2", "DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"}
+    one_worker = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "2", "APP_INSTANCES": "1"}
     with serving(environ_for(**one_worker), log, "-c", str(quick)) as (port, process):
         yield Server(port, process, log)
     assert "Traceback" not in log.read_text(), log.read_text()
@@ -124,7 +123,6 @@ pieces: dict[str, Callable[[bytes], list[bytes]]] = {
 }
 
 
-@pytest.mark.postgres
 @pytest.mark.parametrize("request_", [WITH_LENGTH, CHUNKED], ids=["length", "chunked"])
 @pytest.mark.parametrize("cut", pieces.values(), ids=pieces)
 def test_a_request_in_pieces_is_served(port: int, request_: bytes, cut: Callable[[bytes], list[bytes]]) -> None:
@@ -138,7 +136,6 @@ def test_a_request_in_pieces_is_served(port: int, request_: bytes, cut: Callable
     assert b'"in pieces"' in said
 
 
-@pytest.mark.postgres
 def test_a_client_that_asks_first_is_told_to_go_on(port: int) -> None:
     with clients(port) as [client]:
         head, _, body = WITH_LENGTH.partition(b"\r\n\r\n")
@@ -148,7 +145,6 @@ def test_a_client_that_asks_first_is_told_to_go_on(port: int) -> None:
         assert b"HTTP/1.1 201" in answer(client)
 
 
-@pytest.mark.postgres
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -166,7 +162,6 @@ def test_what_cannot_be_served_gets_its_answer(port: int, sent: bytes, status: i
         assert answer(client).startswith(b"HTTP/1.1 %d " % status)
 
 
-@pytest.mark.postgres
 def test_what_does_not_arrive_in_time_gets_its_answer(port: int) -> None:
     """Whether it is the head or the body that does not end."""
     with clients(port, 2) as slow:
@@ -178,7 +173,6 @@ def test_what_does_not_arrive_in_time_gets_its_answer(port: int) -> None:
             assert answer(client).startswith(b"HTTP/1.1 408 ")
 
 
-@pytest.mark.postgres
 @pytest.mark.parametrize("sent", [b"", b"GET /livez", POST + b"Content-Length: 100\r\n\r\n{"])
 def test_a_client_that_hangs_up_is_forgotten(port: int, sent: bytes) -> None:
     with clients(port) as [client]:
@@ -187,7 +181,6 @@ def test_a_client_that_hangs_up_is_forgotten(port: int, sent: bytes) -> None:
         assert not answer(client).startswith(b"HTTP/1.1 5")
 
 
-@pytest.mark.postgres
 @pytest.mark.parametrize(
     "sent", [b"GET /livez HTTP/1.1\r\nX-Drip: ", WITH_LENGTH[:-1], b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"]
 )
@@ -204,7 +197,6 @@ def test_slow_clients_hold_no_thread(port: int, sent: bytes) -> None:
         assert time.monotonic() - began < 1
 
 
-@pytest.mark.postgres
 def test_more_than_can_be_kept_drop_the_oldest(port: int) -> None:
     with clients(port, 40) as slow:
         for client in slow:
@@ -216,43 +208,6 @@ def test_more_than_can_be_kept_drop_the_oldest(port: int) -> None:
         assert answer(slow[-1]).startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.postgres
-@pytest.mark.direct
-def test_a_reload_needs_no_more_connections(server: Server, postgres_url: str) -> None:
-    """On HUP with requests in hand: the old worker finishes them, and only then is there a new one."""
-    answers: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(call(server.port, "GET", "/api/notes")[0])) for _ in range(4)
-    ]
-    with psycopg.connect(postgres_url) as holder, psycopg.connect(postgres_url, autocommit=True) as watcher:
-
-        def pids(condition: str) -> set[int]:
-            query = f"select pid from pg_stat_activity where application_name = %s and {condition}"
-            return {pid for (pid,) in watcher.execute(query.encode(), [defaults.SERVICE_NAME])}
-
-        try:
-            holder.execute("lock table notes")
-            for thread in threads[:2]:
-                thread.start()
-            wait_until(lambda: len(pids("wait_event_type = 'Lock'")) == 2)
-            before = pids("true")
-            server.process.send_signal(signal.SIGHUP)
-            wait_until(lambda: "Hang up" in server.log.read_text())
-            for thread in threads[2:]:
-                thread.start()
-            for _ in range(50):  # half a second, in which a worker beside the old one would have served them
-                assert pids("true") == before
-                time.sleep(0.01)
-        finally:
-            holder.rollback()
-            for thread in threads:
-                if thread.ident:
-                    thread.join()
-        assert not pids("true") & before
-    assert answers == [200] * 4
-
-
-@pytest.mark.postgres
 def test_slow_clients_do_not_keep_a_worker_from_stopping(server: Server) -> None:
     """What has begun to arrive may still do so for a moment."""
     with clients(server.port, 3) as slow:

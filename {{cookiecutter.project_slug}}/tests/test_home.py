@@ -31,10 +31,10 @@ def test_every_link_works(client: FlaskClient) -> None:
         assert client.get(url).status_code == 200, url
 
 
-def test_security_headers_are_on_every_answer(app: Flask) -> None:
+def test_security_headers_are_on_every_answer(client: FlaskClient) -> None:
     """An API: nothing framed, sniffed, referred or loaded from elsewhere."""
     for path in ("/", "/nowhere", "/api/notes"):
-        headers = app.test_client().get(path).headers
+        headers = client.get(path).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Frame-Options"] == "DENY"
         assert headers["Referrer-Policy"] == "no-referrer"

@@ -20,17 +20,26 @@ from app.extensions import Base, db
 
 
 @pytest.fixture
-def empty(environ: dict[str, str], database_kind: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def empty(
+    environ: dict[str, str], database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[dict[str, str]]:
     """An environment whose database has nothing in it."""
     if database_kind == "sqlite":
         yield environ | {"DATABASE_URL": f"sqlite:///{tmp_path}/empty.db"}
         return
-    app = create_app(Settings.from_env(environ), web=False)
-    with app.app_context():
+    with create_app(Settings.from_env(environ), web=False).app_context():
         drop_everything()
-        yield environ
+    request.getfixturevalue("full_again")
+    yield environ
+
+
+@pytest.fixture(scope="module")
+def full_again(environ_for: Any) -> Iterator[None]:
+    """For the tests of other files."""
+    yield
+    with create_app(Settings.from_env(environ_for()), web=False).app_context():
         drop_everything()
-        upgrade()  # for the tests that follow
+        upgrade()
 
 
 def drop_everything() -> None:

@@ -66,13 +66,13 @@ def server(environ_for: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def drive(port: int, clients: int, enough: Callable[[], bool]) -> Counter[int]:
-    """Mixed load: each client writes a note and reads it, again and again, for half a second at the least, and until it
-    is enough. Statuses, counted."""
+    """Mixed load: each client writes a note and reads it, again and again, for a while and until it is enough. The
+    statuses, counted."""
     statuses: Counter[int] = Counter()
     began = time.monotonic()
 
     def client() -> None:
-        while (lasts := time.monotonic() - began) < 0.5 or (lasts < 20 and not enough()):
+        while (lasts := time.monotonic() - began) < 0.3 or (lasts < 20 and not enough()):
             status, note = call(port, "POST", "/api/notes", {"title": "under load"})
             statuses[status] += 1
             if status == 201:
@@ -106,6 +106,44 @@ def call_is_logged(log: Path) -> bool:
     """One JSON object a line, all of them."""
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     return any(entry.get("path") == "/api/notes" and entry["status"] == 201 for entry in entries)
+
+
+def test_a_reload_needs_no_more_connections(app: Any, server: Server) -> None:
+    """On HUP with requests in hand: the old workers finish them, and only then are there new ones. The server has no
+    place for more connections than the plan's."""
+    plan = Settings.from_env(server.environ).plan
+    url = make_url(server.environ["DATABASE_URL"]).set(drivername="postgresql").render_as_string(hide_password=False)
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(call(server.port, "GET", "/api/notes?limit=1")[0]))
+        for _ in range(2 * plan.slots)
+    ]
+    with psycopg.connect(url) as holder, psycopg.connect(url, autocommit=True) as watcher:
+
+        def connected(condition: str) -> set[int]:
+            query = f"select pid from pg_stat_activity where application_name = %s and {condition}"
+            return {pid for (pid,) in watcher.execute(query.encode(), [defaults.SERVICE_NAME])}
+
+        try:
+            holder.execute("lock table notes")
+            for thread in threads[: plan.slots]:
+                thread.start()
+            wait_until(lambda: len(connected("wait_event_type = 'Lock'")) == plan.slots)
+            before = connected("true")
+            server.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: "Hang up" in server.log.read_text())
+            for thread in threads[plan.slots :]:
+                thread.start()
+            for _ in range(50):  # half a second, in which a worker beside the old ones would have served them
+                assert connected("true") == before
+                time.sleep(0.01)
+        finally:
+            holder.rollback()
+            for thread in threads:
+                if thread.ident:
+                    thread.join()
+        wait_until(lambda: not connected("true") & before)
+    assert answers == [200] * len(threads)
 
 
 def refusals(log: Path, count: int) -> bool:
