@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
-from serving import ROOT, call, serving, wait_until
+from serving import ROOT, Child, call, serving, wait_until
 
 from app.config import MAX_BODY_BYTES
 from gunicorn_worker import HEARTBEAT_SECONDS, CollectingWorker, Connection
@@ -83,7 +82,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @dataclass(frozen=True)
 class Server:
     port: int
-    process: "subprocess.Popen[bytes]"
+    process: Child
     log: Path
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from serving import call, free_port, run, serving, wait_until
+from serving import Child, call, free_port, run, serving, wait_until
 from sqlalchemy.engine import make_url
 
 from app import defaults
@@ -52,7 +51,7 @@ def sampled_peak(url: str) -> Iterator[list[int]]:
 @dataclass(frozen=True)
 class Server:
     port: int
-    process: "subprocess.Popen[bytes]"
+    process: Child
     log: Path
     environ: dict[str, str]
 
