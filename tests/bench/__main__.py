@@ -149,8 +149,9 @@ def memory(project: Project, options: argparse.Namespace) -> None:
 
 def startup(project: Project, options: argparse.Namespace) -> None:
     """CPU to import the service and to build its app; the time to bake."""
-    found = inprocess.start(project, options.rounds)
+    found, over_bare = inprocess.start(project, options.rounds)
     say("CPU seconds: import {import:.3f} + create_app {create_app:.3f} = {both:.3f} (bar: 0.35)".format(**found))
+    say(f"the same over Flask, Flask-SQLAlchemy and one engine without any app: {over_bare}")
     say(f"the whole process, Python itself included: {found['process']:.3f} s")
     say(f"baking against an empty template: {inprocess.baking(options.rounds)} (bar: 1.2)")
 
@@ -200,7 +201,8 @@ def chart(project: None, options: argparse.Namespace) -> None:
 
     result = json.loads((options.out or RESULTS / "bench.json").read_text())
     draw(result, "read", CHART)
-    say(report.summary(result))
+    counted = json.loads((RESULTS / "instructions.json").read_text())["rows"]
+    say(report.summary(result, counted))
 
 
 def words(text: str) -> list[str]:

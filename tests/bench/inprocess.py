@@ -162,10 +162,15 @@ def guard(project: Project) -> tuple[list[float], int]:
     return json.loads(said.splitlines()[-1]), after_checks - connecting
 
 
-def start(project: Project, times: int) -> dict[str, float]:
-    """CPU seconds to import the service and build its app, with its bytecode compiled: medians."""
-    found = [json.loads(project.run("python", INSIDE / "start.py").splitlines()[-1]) for _ in range(times)]
-    return {name: median(run[name] for run in found) for name in found[0]}
+def start(project: Project, times: int) -> tuple[dict[str, float], Paired]:
+    """CPU seconds to import the service and build its app, with its bytecode compiled: medians; and the whole over
+    what Flask and Flask-SQLAlchemy alone take, in turns."""
+    found, bare = [], []
+    for _ in range(times):
+        for name, runs in (("start.py", found), ("bare.py", bare)):
+            runs.append(json.loads(project.run("python", INSIDE / name).splitlines()[-1]))
+    ratios = tuple(ours["both"] / theirs["both"] for ours, theirs in zip(found, bare, strict=True))
+    return {name: median(run[name] for run in found) for name in found[0]}, Paired(ratios)
 
 
 def baking(times: int) -> Paired:

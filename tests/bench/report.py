@@ -192,24 +192,31 @@ def memory(rows: list[Row]) -> str:
     return table(["memory after the load", "workers", "PSS of a worker, MiB", "PSS of all / workers, MiB"], body)
 
 
-def summary(result: dict[str, Any], clients: int = 128) -> str:
-    """The table of the README: requests per second of the baked service over each other candidate's."""
+def summary(result: dict[str, Any], counted: list[Row], clients: int = 128) -> str:
+    """The table of the README: requests per second of the baked service over each other candidate's, and counts."""
     rows = result["rows"]
     workloads = [workload for workload, at_once in cells(rows) if at_once == clients]
     trips = {
         (row["candidate"], row["workload"]): f"{row['round_trips_per_request']:.0f}" for row in result["round_trips"]
     }
+    instructions = {
+        row["candidate"]: f"{row['instructions'] / 1e6:.2f} M" for row in counted if row["workload"] == "read"
+    }
     body = [
         [
             result["candidates"][name],
-            *(str(pair(rows, "baked", name, RATE, workload=one, clients=clients)) for one in workloads),
+            *(
+                "1" if name == "baked" else str(pair(rows, "baked", name, RATE, workload=one, clients=clients))
+                for one in workloads
+            ),
             " / ".join(trips[name, one] for one in ("read", "write")),
+            instructions.get(name, "-"),
             f"{middle(values(rows, name, 'pss_share_mib')):.0f}",
         ]
         for name in names(rows)
-        if name != "baked"
     ]
-    return table(["against", *workloads, "round trips, read / write", "MiB a worker"], body)
+    head = [*workloads, "round trips, read / write", "instructions of a read", "MiB a worker"]
+    return table(["requests/s of the baked service over", *head], body)
 
 
 def bars(rows: list[Row]) -> str:
