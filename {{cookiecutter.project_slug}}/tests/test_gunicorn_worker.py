@@ -6,7 +6,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from gunicorn_worker import HEARTBEAT_SECONDS, CollectingWorker, Connection
 
 pytestmark = pytest.mark.sqlite  # which database is behind it does not matter: once is enough
 
-# Of the server in these tests.
+# Of the servers in these tests.
 REQUEST_SECONDS = 0.7
 STOP_SECONDS = 0.4
 
@@ -63,42 +62,28 @@ def test_a_request_is_ready_with_its_last_byte_and_not_before(request_: bytes, w
         assert connection.whole or not whole
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's configuration, with limits that a test can wait for."""
-    config = tmp_path_factory.mktemp("gunicorn") / "quick.conf.py"
+@contextlib.contextmanager
+def one_worker(environ_for: Any, folder: Path, **limits: float) -> Iterator[tuple[int, Child]]:
+    """The project's configuration, with two threads and with limits that a test can wait for."""
+    config, log = folder / "quick.conf.py", folder / "log"
     config.write_text(
         "import gunicorn_worker\n"
-        f"gunicorn_worker.REQUEST_SECONDS = {REQUEST_SECONDS}\n"
-        f"gunicorn_worker.STOP_SECONDS = {STOP_SECONDS}\n"
-        "gunicorn_worker.MAX_WAITING = 30\n"
-        "gunicorn_worker.MAX_WAITING_BYTES = 300_000\n"
+        f"vars(gunicorn_worker).update({limits})\n"
         f"__file__ = {str(ROOT / 'gunicorn.conf.py')!r}\n"
         "exec(compile(open(__file__).read(), __file__, 'exec'))\n"
     )
-    return config
-
-
-@dataclass(frozen=True)
-class Server:
-    port: int
-    process: Child
-    log: Path
-
-
-@pytest.fixture(scope="module")
-def server(environ_for: Any, quick: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for all tests of the file, since to start it takes longer than most of them. The last one stops it."""
-    log = tmp_path_factory.mktemp("log") / "log"
-    one_worker = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "2", "APP_INSTANCES": "1"}
-    with serving(environ_for(**one_worker), log, "-c", str(quick)) as (port, process):
-        yield Server(port, process, log)
+    environ = environ_for(WEB_CONCURRENCY="1", WEB_THREADS="2", APP_INSTANCES="1")
+    with serving(environ, log, "-c", str(config)) as (port, server):
+        yield port, server
+    assert server.returncode == 0
     assert "Traceback" not in log.read_text(), log.read_text()
 
 
-@pytest.fixture
-def port(server: Server) -> int:
-    return server.port
+@pytest.fixture(scope="module")
+def port(environ_for: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    limits = {"REQUEST_SECONDS": REQUEST_SECONDS, "MAX_WAITING": 30, "MAX_WAITING_BYTES": 300_000}
+    with one_worker(environ_for, tmp_path_factory.mktemp("worker"), **limits) as (port, _):
+        yield port
 
 
 @contextlib.contextmanager
@@ -207,20 +192,22 @@ def test_more_than_can_be_kept_drop_the_oldest(port: int) -> None:
         assert answer(slow[-1]).startswith(b"HTTP/1.1 200 ")
 
 
-def test_slow_clients_do_not_keep_a_worker_from_stopping(server: Server) -> None:
+def test_slow_clients_do_not_keep_a_worker_from_stopping(environ_for: Any, tmp_path: Path) -> None:
     """What has begun to arrive may still do so for a moment."""
-    with clients(server.port, 3) as slow:
+    with (
+        one_worker(environ_for, tmp_path, STOP_SECONDS=STOP_SECONDS) as (port, server),
+        clients(port, 3) as slow,
+    ):
         for client in slow:
             client.sendall(WITH_LENGTH[:-1])
-        assert call(server.port, "GET", "/livez")[0] == 200  # they came before it, and so they have been taken in
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "Handling signal: term" in server.log.read_text())
+        assert call(port, "GET", "/livez")[0] == 200  # they came before it, and so they have been taken in
+        server.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Handling signal: term" in (tmp_path / "log").read_text())
         slow[0].sendall(WITH_LENGTH[-1:])
         assert answer(slow[0]).startswith(b"HTTP/1.1 201 ")
         time.sleep(STOP_SECONDS)
         slow[2].close()  # an event, at which the worker looks at the time; else it does once a second
         assert answer(slow[1]).startswith(b"HTTP/1.1 408 ")
-    assert server.process.wait(20) == 0
 
 
 def test_a_busy_worker_beats_no_more_often_than_it_has_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_a_database_that_is_gone_is_503(make_app: Any) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is given up within a second is given up sooner, so that the test need not wait for so long."""
     assert health.ANSWER_WITHIN_SECONDS < 1
-    monkeypatch.setattr(health, "ANSWER_WITHIN_SECONDS", 0.1)
+    monkeypatch.setattr(health, "ANSWER_WITHIN_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -49,7 +49,7 @@ def test_measures(url: SplitResult, app: Flask) -> None:
     """Every client asks again and again, and what the server says of its pools and its plan is reported."""
     plan = app.extensions["settings"].plan
     clients = min(3, plan.threads)  # werkzeug's server has a thread for each, where gunicorn would have the plan's
-    found = load.measure(url, clients, 0.2)
+    found = load.measure(url, clients, 0.1)
     assert found["clients"] == clients
     assert found["outcomes"] == {"200": found["requests"]}
     assert 0 < found["p50_ms"] <= found["p99_ms"]

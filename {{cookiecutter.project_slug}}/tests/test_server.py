@@ -71,7 +71,7 @@ def drive(port: int, clients: int, enough: Callable[[], bool]) -> Counter[int]:
     began = time.monotonic()
 
     def client() -> None:
-        while (lasts := time.monotonic() - began) < 0.3 or (lasts < 20 and not enough()):
+        while (lasts := time.monotonic() - began) < 0.2 or (lasts < 20 and not enough()):
             status, note = call(port, "POST", "/api/notes", {"title": "under load"})
             statuses[status] += 1
             if status == 201:
@@ -133,7 +133,7 @@ def test_a_reload_needs_no_more_connections(app: Any, server: Server) -> None:
             wait_until(lambda: "Hang up" in server.log.read_text())
             for thread in threads[plan.slots :]:
                 thread.start()
-            for _ in range(50):  # half a second, in which a worker beside the old ones would have served them
+            for _ in range(30):  # a third of a second, in which a worker beside the old ones would have served them
                 assert connected("true") == before
                 time.sleep(0.01)
         finally:
