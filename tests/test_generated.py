@@ -32,8 +32,8 @@ def test_lint_and_types(installed: Path):
 
 
 def test_the_suite_on_both_databases(installed: Path, capsys: pytest.CaptureFixture[str]):
-    """`make test`: on SQLite and on a real Postgres, and every test runs in one of the two; none is skipped. Whichever run
-    is done first is the first to say so."""
+    """`make test`: on SQLite and on a real Postgres, and every test runs in one of the two; none is skipped. Whichever
+    run is done first is the first to say so."""
     output = check(["make", "test"], installed)
     runs = dict(zip(re.findall(r"pytest --database (\w+)$", output, re.MULTILINE), results(output), strict=True))
     assert set(runs) == {"sqlite", "postgres"}, output

@@ -422,7 +422,7 @@ def test_a_request_with_two_connections(pool_size: int, status: int, tmp_path: P
 @pytest.mark.postgres
 def test_connections_that_were_idle_too_long_are_replaced_unseen(own_server: str, make_app: Any) -> None:
     """The server's idle_session_timeout is shorter than the pool keeps connections."""
-    app = make_app(DATABASE_URL=f"{own_server}&options=-c%20idle_session_timeout%3D20")
+    app = make_app(DATABASE_URL=f"{own_server}&options=-c%20idle_session_timeout%3D250")
     with app.app_context():
         pids = set()
         for _ in range(2):

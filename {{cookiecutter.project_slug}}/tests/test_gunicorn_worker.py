@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 from gunicorn.workers.gthread import ThreadWorker
-from serving import ROOT, Child, call, serving, wait_until
+from serving import ROOT, call, serving, wait_until
 
 from app.config import MAX_BODY_BYTES
 from gunicorn_worker import HEARTBEAT_SECONDS, CollectingWorker, Connection
@@ -63,7 +64,7 @@ def test_a_request_is_ready_with_its_last_byte_and_not_before(request_: bytes, w
 
 
 @contextlib.contextmanager
-def one_worker(environ_for: Any, folder: Path, **limits: float) -> Iterator[tuple[int, Child]]:
+def one_worker(environ_for: Any, folder: Path, **limits: float) -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
     """The project's configuration, with two threads and with limits that a test can wait for."""
     config, log = folder / "quick.conf.py", folder / "log"
     config.write_text(

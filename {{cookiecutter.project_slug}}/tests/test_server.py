@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from serving import Child, call, free_port, run, serving, wait_until
+from serving import call, free_port, run, serving, wait_until
 from sqlalchemy.engine import make_url
 
 from app import defaults
@@ -51,7 +52,7 @@ def sampled_peak(url: str) -> Iterator[list[int]]:
 @dataclass(frozen=True)
 class Server:
     port: int
-    process: Child
+    process: "subprocess.Popen[bytes]"
     log: Path
     environ: dict[str, str]
 
