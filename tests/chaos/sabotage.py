@@ -60,8 +60,10 @@ SABOTAGE: dict[str, Patches] = {
         ("gunicorn.conf.py", "\ngraceful_timeout = _settings.web_graceful_timeout", "\ngraceful_timeout = 0"),
         ("gunicorn.conf.py", '    "graceful_timeout": "WEB_GRACEFUL_TIMEOUT",\n', ""),
     ),
-    "the check for what Postgres cannot store": (("app/notes.py", '"\\x00" in text or (', "False and ("),),
-    "the check for halves of surrogate pairs": (("app/notes.py", "(not text.isascii() and", "(False and"),),
+    "the check for what Postgres cannot store": (("app/notes.py", 'if "\\x00" in text:', "if False:"),),
+    "JSON without halves of surrogate pairs": (
+        ("app/__init__.py", "return msgspec.json.decode(s)", 'return __import__("json").loads(s)'),
+    ),
     "the masking of what may be a secret": (
         ("app/config.py", 'return "***" if name in SECRET_NAMES or', 'return "***" if False and'),
     ),

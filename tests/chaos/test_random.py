@@ -131,7 +131,7 @@ def test_requests(baked: Project, postgres: Postgres, long: bool) -> None:
 
 @pytest.mark.long
 def test_sabotage_requests(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
-    name = "the check for halves of surrogate pairs"
+    name = "JSON without halves of surrogate pairs"
     assert record(fuzzed(sabotaged(name), postgres, 1500), sabotaged=name).missed
 
 

@@ -57,14 +57,16 @@ def test_a_database_that_is_gone_is_503(make_app: Any) -> None:
     assert app.test_client().get("/livez").status_code == 200
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given up within a second is given up sooner, so that the test need not wait for so long."""
+@contextmanager
+def impatient() -> Iterator[None]:
+    """What is given up within a second is given up sooner, so that a test need not wait so long. Only while it hangs: a
+    database that does answer may take its time on a busy machine."""
     assert health.ANSWER_WITHIN_SECONDS < 1
-    monkeypatch.setattr(health, "ANSWER_WITHIN_SECONDS", 0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "ANSWER_WITHIN_SECONDS", 0.05)
+        yield
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_database_that_hangs_is_given_up_within_a_second(make_app: Any) -> None:
     """And the question that hangs is not asked again: probes must not pile up connections."""
     app = make_app(DB_MAX_CONNECTIONS="100", APP_INSTANCES="2")  # room for more than the one that hangs
@@ -79,15 +81,17 @@ def test_a_database_that_hangs_is_given_up_within_a_second(make_app: Any) -> Non
     client = app.test_client()
     try:
         for _ in range(2):
-            status, seconds, body = timed(client, "/readyz")
+            with impatient():
+                status, seconds, body = timed(client, "/readyz")
             assert status == 503
             assert seconds < 1
             assert "no answer" in body["detail"]
+            wait_until(lambda: asked)
         assert len(asked) == 1
     finally:
         let_go.set()
     app.extensions["prober"]._running.result(10)
-    wait_until(lambda: client.get("/readyz").status_code == 200)
+    assert client.get("/readyz").status_code == 200
 
 
 @contextmanager
@@ -115,7 +119,6 @@ def test_readiness_does_not_queue_behind_a_full_pool(app: Flask, monkeypatch: py
 
 @pytest.mark.postgres
 @pytest.mark.live
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("state", ["gone", "hangs", "moves"])
 def test_behind_a_full_pool_a_server_that_is_not_there_is_noticed(
     app: Flask, monkeypatch: pytest.MonkeyPatch, state: str
@@ -124,15 +127,16 @@ def test_behind_a_full_pool_a_server_that_is_not_there_is_noticed(
     back, nobody is asked."""
     client = app.test_client()
     prober: health.Prober = app.extensions["prober"]
-    wait_until(lambda: client.get("/readyz").status_code == 200)
+    assert client.get("/readyz").status_code == 200
     with socket.create_server(("127.0.0.1", 0)) as silent, full(app):
         prober._server = silent.getsockname()
         if state == "gone":
             silent.close()
         prober._last_answer = time.monotonic()
         monkeypatch.setattr(health, "PROOF_SECONDS", 10 if state == "moves" else 0)
-        status, seconds, body = timed(client, "/readyz")
+        with impatient():
+            status, seconds, body = timed(client, "/readyz")
         assert seconds < 1
         assert status == (200 if state == "moves" else 503)
         assert state == "moves" or "does not answer" in body["detail"]
-    wait_until(lambda: client.get("/readyz").status_code == 200)
+    assert client.get("/readyz").status_code == 200
