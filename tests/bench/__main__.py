@@ -154,6 +154,9 @@ def startup(project: Project, options: argparse.Namespace) -> None:
     say(f"the same over Flask, Flask-SQLAlchemy and one engine without any app: {over_bare}")
     say(f"the whole process, Python itself included: {found['process']:.3f} s")
     say(f"baking against an empty template: {inprocess.baking(options.rounds)} (bar: 1.2)")
+    if options.callgrind:
+        body = [[name, f"{count / 1e9:.2f}"] for name, count in inprocess.start_instructions(project).items()]
+        say(report.table(["a whole process", "billion instructions"], body))
 
 
 def instrument(project: Project, options: argparse.Namespace) -> None:
@@ -237,7 +240,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--workloads", type=words, default=workloads)
     part(counts)
     part(memory, rounds=3)
-    part(startup, rounds=9)
+    sub = part(startup, rounds=9)
+    sub.add_argument("--callgrind", action="store_true", help="count instructions, too")
     sub = part(instrument)
     sub.add_argument("--workloads", type=words, default=["read"])
     sub.add_argument("--batches", type=int, default=40)

@@ -107,7 +107,7 @@ def instructions(project: Project, loop: Loop, workload: str, requests: int) -> 
     """Instructions a request in user space, by callgrind."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        started(project, loop, workload, _valgrind(folder)) as process,
+        started(project, loop, workload, _callgrind(folder)) as process,
     ):
         return _counted(folder, process.pid, lambda times: take(process, times), requests)
 
@@ -115,7 +115,7 @@ def instructions(project: Project, loop: Loop, workload: str, requests: int) -> 
 def server_instructions(project: Project, candidate: Candidate, workload: str, requests: int) -> float:
     """The same of a whole server under gunicorn: its loop, its threads, its parser, its sockets."""
     with tempfile.TemporaryDirectory() as folder:
-        command = (*_valgrind(folder), sys.executable, str(INSIDE / "one_process.py"), *candidate.command[1:])
+        command = (*_callgrind(folder), sys.executable, str(INSIDE / "one_process.py"), *candidate.command[1:])
         with serving(project, dataclasses.replace(candidate, command=command)) as server:
 
             def ask_often(times: int) -> None:
@@ -125,11 +125,15 @@ def server_instructions(project: Project, candidate: Candidate, workload: str, r
             return _counted(folder, server.pid, ask_often, requests)
 
 
-def _valgrind(folder: str) -> tuple[str, ...]:
+def _valgrind() -> str:
     found = shutil.which("valgrind")
     if not found:
         raise SystemExit("valgrind is not installed: apt-get install valgrind")
-    return (found, "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/callgrind")
+    return found
+
+
+def _callgrind(folder: str) -> tuple[str, ...]:
+    return (_valgrind(), "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder}/callgrind")
 
 
 def _counted(folder: str, pid: int, ask_often: Callable[[int], object], requests: int) -> float:
@@ -171,6 +175,20 @@ def start(project: Project, times: int) -> tuple[dict[str, float], Paired]:
             runs.append(json.loads(project.run("python", INSIDE / name).splitlines()[-1]))
     ratios = tuple(ours["both"] / theirs["both"] for ours, theirs in zip(found, bare, strict=True))
     return {name: median(run[name] for run in found) for name in found[0]}, Paired(ratios)
+
+
+def start_instructions(project: Project) -> dict[str, int]:
+    """Instructions of a whole process: Python alone, Flask and Flask-SQLAlchemy alone, and the service."""
+    programs = {"Python alone": ("-c", ""), "Flask, Flask-SQLAlchemy, an engine": (INSIDE / "bare.py",)}
+    programs["the service"] = (INSIDE / "start.py",)
+    found = {}
+    for name, words in programs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "callgrind"
+            count = (_valgrind(), "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable)
+            project.run(*count, *words)
+            found[name] = int(re.search(r"^totals: (\d+)", out.read_text(), re.MULTILINE)[1])
+    return found
 
 
 def baking(times: int) -> Paired:

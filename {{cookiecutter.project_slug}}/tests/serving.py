@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -11,13 +12,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
+GUNICORN = Path(sys.executable).parent / "gunicorn"
 START_SECONDS = 30
 RUN_SECONDS = 30
+OURS = {"app", "gunicorn_worker", "prometheus_client", "scripts", "wsgi"}  # prometheus_client decides when imported
 
 
 def free_port() -> int:
@@ -59,11 +62,28 @@ def in_child(action: Callable[[], object], folder: Path) -> "subprocess.Complete
 
 
 def run(words: Sequence[str], environ: Mapping[str, str], folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a command of the venv at the root of the project, with an environment of its own."""
-    # gunicorn makes the folder if it is not told of one.
-    own = {"PATH": f"{BIN}{os.pathsep}{os.defpath}", "PROMETHEUS_MULTIPROC_DIR": str(folder), **environ}
-    command: list[str | Path] = [BIN / words[0], *words[1:]]
-    return subprocess.run(command, env=own, cwd=ROOT, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
+    """Run a command of the venv at the root of the project, with an environment of its own. What the project's modules
+    find there when they are imported they find anew."""
+
+    def command() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in OURS]:
+            del sys.modules[name]
+        os.environ.clear()
+        # gunicorn makes the folder if it is not told of one, and deletes it when its process ends by itself.
+        os.environ.update({"PATH": os.defpath, "PROMETHEUS_MULTIPROC_DIR": str(folder), **environ})
+        os.chdir(ROOT)
+        match [*words]:
+            case ["python", "-c", code]:
+                exec(code, {})
+            case ["python", "-m", *module]:
+                sys.argv = module
+                runpy.run_module(module[0], run_name="__main__")
+            case [script, *_]:
+                sys.argv = [*words]
+                (program,) = entry_points(group="console_scripts", name=script)
+                program.load()()
+
+    return in_child(command, folder)
 
 
 def call(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -92,7 +112,7 @@ def serving(environ: dict[str, str], log: Path, *words: str) -> Iterator[tuple[i
     port = free_port()
     bare = {"PATH": os.environ["PATH"], "PORT": str(port), **environ}
     with log.open("wb") as output:
-        server = subprocess.Popen([BIN / "gunicorn", *words], env=bare, cwd=ROOT, stdout=output, stderr=output)
+        server = subprocess.Popen([GUNICORN, *words], env=bare, cwd=ROOT, stdout=output, stderr=output)
         try:
             give_up = time.monotonic() + START_SECONDS
             while True:
