@@ -35,8 +35,8 @@ class RequestIdFilter(logging.Filter):
 def access_log(environment: Environment) -> AccessLog | None:
     """What writes the line of a request; tests have none.
 
-    Not through the logging module: a record, its handlers and its formatter cost five times what the line does, for
-    each request, and a handler's lock is held while it formats and writes. This is one write, and takes no lock.
+    Not through the logging module: a record, its handlers and its formatter cost several times what the line does,
+    for each request, and a handler's lock is held while it formats and writes. This is one write, and takes no lock.
     """
     return {Environment.PRODUCTION: _write_json, Environment.DEVELOPMENT: _write_plain}.get(environment)
 
@@ -52,7 +52,7 @@ def _write_plain(fields: dict[str, Any]) -> None:
 
 
 def _write(line: bytes) -> None:
-    try:  # noqa: SIM105  # contextlib.suppress would be a fifth of what the line costs
+    try:  # noqa: SIM105  # contextlib.suppress costs more, for each request
         os.write(2, line + b"\n")
     except OSError:  # a line that cannot be written fails no request
         pass
