@@ -61,6 +61,9 @@ threads = _plan.threads
 # serve; and connections that are kept alive would count against it, so they are not.
 worker_connections = _plan.threads
 keepalive = 0
+# What a proxy says of a request is believed in one place, by WEB_TRUSTED_PROXIES. gunicorn would believe whatever runs
+# on this machine.
+forwarded_allow_ips = ""
 
 timeout = _settings.web_timeout
 graceful_timeout = _settings.web_graceful_timeout

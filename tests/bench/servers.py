@@ -20,7 +20,7 @@ SETTLE_SECONDS = 10
 REST_SECONDS = 0.2
 # The plain settings that the floors share with the baked service. Its hooks and its worker are its own: they are part
 # of what the service costs, so the floors have gunicorn's threaded worker.
-GUNICORN = ["workers", "threads", "worker_connections", "keepalive", "max_requests"]
+GUNICORN = ["workers", "threads", "worker_connections", "keepalive", "max_requests", "forwarded_allow_ips"]
 GUNICORN += ["max_requests_jitter", "worker_tmp_dir", "preload_app", "control_socket_disable"]
 SETTINGS = """
 import json, runpy

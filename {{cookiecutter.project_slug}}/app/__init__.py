@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from flask import Flask, Request, Response
 from flask.json import provider
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app import cli, config, errors, health, home, logs, metrics, models, notes, observe, pools
@@ -69,12 +69,14 @@ def init_database(app: Flask, settings: Settings, *, web: bool) -> None:
 
 
 class Sessions(SecureCookieSessionInterface):
-    """Flask's own, for requests that bring a session. An API's bring none, and the signer is not made for them."""
+    """Flask's own, for requests that have a session. An API's have none, and nothing is looked up for them."""
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        if self.get_cookie_name(app) not in request.cookies:
-            return self.session_class()
-        return super().open_session(app, request)
+        return super().open_session(app, request) if "HTTP_COOKIE" in request.environ else self.session_class()
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        if session or session.accessed or session.modified:
+            super().save_session(app, session, response)
 
 
 class JSONProvider(provider.JSONProvider):

@@ -7,20 +7,18 @@ SQLAlchemy too), where structlog would be a second way to log.
 import logging
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from flask import has_request_context, request
 
 from app.config import Environment
-from app.observe import REQUEST_ID
+from app.observe import REQUEST_ID, AccessLine
 
 PLAIN = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(name)s %(process)d %(request_id)s %(message)s"
-ACCESS = "app.access"
 
-AccessLog = Callable[[dict[str, Any]], None]
+AccessLog = Callable[[AccessLine], None]
 
 
 class RequestIdFilter(logging.Filter):
@@ -41,14 +39,16 @@ def access_log(environment: Environment) -> AccessLog | None:
     return {Environment.PRODUCTION: _write_json, Environment.DEVELOPMENT: _write_plain}.get(environment)
 
 
-def _write_json(fields: dict[str, Any]) -> None:
-    common = {"timestamp": datetime.now(UTC), "level": "INFO", "name": ACCESS, "process": os.getpid()}
-    _write(msgspec.json.encode(common | fields))
+def _write_json(line: AccessLine) -> None:
+    _write(msgspec.json.encode(line))
 
 
-def _write_plain(fields: dict[str, Any]) -> None:
-    line = "[{request_id}] {method} {path} {status} in {duration_ms} ms from {remote_address}".format(**fields)
-    _write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} INFO    {ACCESS} {line}".encode(errors="replace"))
+def _write_plain(line: AccessLine) -> None:
+    text = (
+        f"{line.timestamp.astimezone():%Y-%m-%d %H:%M:%S} {line.level:7} {line.name} [{line.request_id}] "
+        f"{line.method} {line.path} {line.status} in {line.duration_ms} ms from {line.remote_address}"
+    )
+    _write(text.encode(errors="replace"))
 
 
 def _write(line: bytes) -> None:

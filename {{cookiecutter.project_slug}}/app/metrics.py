@@ -33,20 +33,23 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 SLOT = "WORKER_SLOT"
 
-slot = os.environ.get(SLOT, "master")
+slot = [os.environ.get(SLOT, "master")]
 
 
 def take_slot(number: int | str) -> None:
     """Write to the files of this slot from now on; gunicorn.conf.py calls it in each worker after the fork."""
-    global slot  # noqa: PLW0603  # one process, one slot
-    slot = os.environ[SLOT] = str(number)
+    slot[0] = os.environ[SLOT] = str(number)
 
 
-if DIRECTORY in os.environ:
-    values.ValueClass = values.MultiProcessValue(lambda: slot)  # type: ignore[no-untyped-call]
+if DIRECTORY in os.environ:  # the slot is asked for at each change of each value, so by a call that costs little
+    values.ValueClass = values.MultiProcessValue(functools.partial(slot.__getitem__, 0))  # type: ignore[no-untyped-call]
 
-requests_total = Counter("http_requests", "Requests served.", ["method", "endpoint", "status"])
-request_seconds = Histogram("http_request_seconds", "Time to serve a request.", ["endpoint"], buckets=SECONDS)
+requests = Histogram(
+    "http_request_seconds",
+    "Time to serve a request; the count of them is `http_request_seconds_count`.",
+    ["method", "endpoint", "status"],
+    buckets=SECONDS,
+)
 pool_capacity = Gauge("db_pool_capacity", "Connections the pools may hold.", multiprocess_mode="livesum")
 pool_checked_out = Gauge("db_pool_checked_out", "Connections in use now.", multiprocess_mode="livesum")
 pool_timeouts = Counter("db_pool_timeouts", "Requests that found no free connection in time.")
@@ -70,15 +73,9 @@ def show() -> Response:
 
 
 @functools.cache
-def _children(method: str, endpoint: str, status: int) -> tuple[Counter, Histogram]:
-    return requests_total.labels(method, endpoint, status), request_seconds.labels(endpoint)
-
-
-def count(method: str, endpoint: str, status: int, seconds: float) -> None:
-    """One request. The caller sees to it that the labels are few."""
-    counter, histogram = _children(method, endpoint, status)
-    counter.inc()
-    histogram.observe(seconds)
+def requests_of(method: str, endpoint: str, status: int) -> Histogram:
+    """Where the time of each such request goes. The caller sees to it that the labels are few."""
+    return requests.labels(method, endpoint, status)
 
 
 def announce(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import socket
 import sys
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import KNOWN_SETTINGS
+from gunicorn.http import get_parser
 from gunicorn.workers.sync import SyncWorker
 from serving import ROOT, free_port, run
 
@@ -74,6 +76,17 @@ def test_development_reloads_and_does_not_preload(monkeypatch: pytest.MonkeyPatc
     """gunicorn's reloader and preload exclude each other."""
     cfg = load(monkeypatch, {"APP_ENV": "development"}).cfg
     assert (cfg.preload_app, cfg.reload) == (False, True)
+
+
+@pytest.mark.sqlite
+def test_gunicorn_believes_no_proxy_by_itself(monkeypatch: pytest.MonkeyPatch, plain_environ: dict[str, str]) -> None:
+    """Not one on this machine either, as it would by default: WEB_TRUSTED_PROXIES alone says who is believed."""
+    cfg = load(monkeypatch, plain_environ).cfg
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n")
+        request = next(get_parser(cfg, ours, ("127.0.0.1", 1)))
+    assert request.scheme == "http"
 
 
 @pytest.mark.sqlite

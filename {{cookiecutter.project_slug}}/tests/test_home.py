@@ -1,7 +1,7 @@
 """What `/` says."""
 
 import pytest
-from flask import Flask
+from flask import Flask, session
 from flask.testing import FlaskClient
 
 from app import defaults
@@ -48,3 +48,20 @@ def test_forwarded_headers_count_only_behind_known_proxies(make_app: object, pro
     app.add_url_rule("/where", view_func=lambda: __import__("flask").request.host_url)
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "public.example"}
     assert app.test_client().get("/where", headers=forwarded).text == f"{seen}/"
+
+
+def test_sessions_work_for_those_who_use_them(make_app: object) -> None:
+    """Kept in a cookie, changed, read (an answer that depends on it says so), and removed when empty."""
+    app: Flask = make_app()  # type: ignore[operator]
+    app.add_url_rule("/set", "set", lambda: session.update(name="me") or "")
+    app.add_url_rule("/get", "get", lambda: session.get("name", "nobody"))
+    app.add_url_rule("/clear", "clear", lambda: session.pop("name"))
+    client = app.test_client()
+    unused = client.get("/livez")
+    assert (unused.headers.get("Set-Cookie"), unused.headers.get("Vary")) == (None, None)
+    first = client.get("/get")
+    assert (first.text, first.headers["Vary"]) == ("nobody", "Cookie")
+    assert client.get("/set").headers["Set-Cookie"].startswith("session=")
+    assert client.get("/get").text == "me"
+    client.get("/clear")
+    assert client.get_cookie("session") is None

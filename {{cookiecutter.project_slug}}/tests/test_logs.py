@@ -17,6 +17,12 @@ from app import logs, observe
 from app.config import Environment
 
 
+def line_of(path: str) -> observe.AccessLine:
+    return observe.AccessLine(
+        request_id="one", method="GET", path=path, status=200, duration_ms=1.5, remote_address="127.0.0.1"
+    )
+
+
 @pytest.mark.parametrize("given", ["abc-123", "0" * 128, "a/b=c+d:e_f.g"])
 def test_a_good_request_id_is_kept(client: FlaskClient, given: str) -> None:
     """So that one id goes through all services."""
@@ -60,9 +66,7 @@ def test_development_writes_one_plain_line_a_request(make_app: Any, capfd: pytes
     app.test_client().get("/nowhere", headers={"X-Request-ID": "one"})
     (line,) = capfd.readouterr().err.splitlines()
     assert re.search(r"INFO +app\.access \[one\] GET /nowhere 404 in [\d.]+ ms from 127\.0\.0\.1$", line)
-    app.wsgi_app.log(
-        dict.fromkeys(["request_id", "method", "status", "duration_ms", "remote_address"]) | {"path": "\ud800"}
-    )
+    app.wsgi_app.log(line_of("\ud800"))
     assert " ? " in capfd.readouterr().err
 
 
@@ -97,7 +101,8 @@ def test_threads_do_not_tear_each_others_lines(capfd: pytest.CaptureFixture[str]
     """Though no lock is taken."""
     write = logs.access_log(Environment.PRODUCTION)
     assert write
-    threads = [threading.Thread(target=lambda: [write({"path": "long " * 500}) for _ in range(50)]) for _ in range(4)]
+    line = line_of("long " * 500)
+    threads = [threading.Thread(target=lambda: [write(line) for _ in range(50)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

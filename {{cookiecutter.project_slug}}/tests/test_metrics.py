@@ -20,7 +20,7 @@ def value(text: str, name: str) -> float:
 def test_requests_are_counted_by_endpoint_and_status(app: Flask) -> None:
     """By endpoint, not by path: a label for each id would fill the memory of Prometheus."""
     client = app.test_client()
-    name = 'http_requests_total{endpoint="notes.read",method="GET",status="404"}'
+    name = 'http_request_seconds_count{endpoint="notes.read",method="GET",status="404"}'
     before = value(client.get("/metrics").text, name)
     for note_id in (777, 778):
         client.get(f"/api/notes/{note_id}")

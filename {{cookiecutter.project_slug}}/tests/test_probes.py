@@ -32,7 +32,7 @@ def test_probes_are_answered_and_nothing_else(app: Flask) -> None:
     with probing(app) as port:
         assert get(port, "/livez")[0] == 200
         assert get(port, "/readyz")[0] == 200
-        assert "http_requests_total" in get(port, "/metrics")[1]
+        assert "http_request_seconds_count" in get(port, "/metrics")[1]
         for path in ("/", "/api/notes", "/livez/x"):
             assert get(port, path) == (404, "")
 
