@@ -72,8 +72,14 @@ def run(project: Project, options: argparse.Namespace) -> None:
 
 
 def sweep(project: Project, options: argparse.Namespace) -> None:
-    """Other workers x threads within the same connection budget."""
-    rounds.store(options.out or RESULTS / "sweep.json", measure(project, options, servers.sizes))
+    """Other workers x threads: within the same connection budget, or --sizes."""
+    result = measure(project, options, lambda project: servers.sizes(project, options.sizes))
+    rounds.store(options.out or RESULTS / "sweep.json", result)
+
+
+def recycle(project: Project, options: argparse.Namespace) -> None:
+    """What it costs to replace a worker after so many requests."""
+    rounds.store(options.out or RESULTS / "recycle.json", measure(project, options, servers.recycled))
 
 
 def logs(project: Project, options: argparse.Namespace) -> None:
@@ -216,6 +222,10 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+def sizes(text: str) -> list[tuple[int, int]]:
+    return [(int(workers), int(threads)) for workers, threads in (word.split("x") for word in text.split(","))]
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
@@ -231,6 +241,7 @@ def parser() -> argparse.ArgumentParser:
     for function, workloads, clients in (
         (run, ["read", "page", "write", "slow"], [32, 128]),
         (sweep, ["read", "slow", "mixed"], [128]),
+        (recycle, ["read"], [32]),
         (logs, ["read"], [32]),
     ):
         sub = part(function)
@@ -238,6 +249,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--warm-up", type=float, default=1, help="seconds before each cell")
         sub.add_argument("--clients", type=numbers, default=clients)
         sub.add_argument("--workloads", type=words, default=workloads)
+        if function is sweep:
+            sub.add_argument("--sizes", type=sizes, default=[], help="workers x threads, as 3x4,3x8")
     part(counts)
     part(memory, rounds=3)
     sub = part(startup, rounds=9)

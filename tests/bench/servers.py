@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,12 +151,12 @@ def without_logs(project: Project) -> list[Candidate]:
     ]
 
 
-def sizes(project: Project) -> list[Candidate]:
-    """Other workers x threads that hold no more connections than the default plan."""
+def sizes(project: Project, given: Sequence[tuple[int, int]] = ()) -> list[Candidate]:
+    """Other workers x threads: those given, or those that hold no more connections than the default plan."""
     plan = project.plan()
     budget, default = plan["workers"] * plan["threads"], (plan["workers"], plan["threads"])
     most = [(workers, budget // workers) for workers in range(1, budget + 1) if budget % workers == 0]
-    tried = [default, *(size for size in (*most, (2, 4), (4, 2)) if size != default)]
+    tried = [default, *(size for size in (given or (*most, (2, 4), (4, 2))) if size != default)]
     return [
         baked(
             project,
@@ -164,8 +164,22 @@ def sizes(project: Project) -> list[Candidate]:
             f"{size[0]} workers x {size[1]} threads",
             WEB_CONCURRENCY=str(size[0]),
             WEB_THREADS=str(size[1]),
+            APP_INSTANCES="1",
         )
         for size in dict.fromkeys(tried)
+    ]
+
+
+def recycled(project: Project) -> list[Candidate]:
+    """Workers that are never replaced, and ones that are so often that it shows."""
+    return [
+        baked(
+            project,
+            f"every-{requests}" if requests else "never",
+            f"a worker serves {requests or 'any number of'} requests",
+            GUNICORN_CMD_ARGS=f"--max-requests {requests} --max-requests-jitter 0",
+        )
+        for requests in (0, 1000, 250)
     ]
 
 
