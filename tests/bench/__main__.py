@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench import inprocess, load, machine, report, rounds, servers
-from tests.bench.project import HERE, MAX_CONNECTIONS, SERVER_SETTINGS, TEMPLATE, Project, baked
+from tests.bench.project import HERE, LONGEST, MAX_CONNECTIONS, SERVER_SETTINGS, TEMPLATE, Project, baked
 
 RESULTS = HERE / "results"
 CHART = TEMPLATE / "docs" / "bench.svg"
@@ -74,6 +74,8 @@ def run(project: Project, options: argparse.Namespace) -> None:
 def sweep(project: Project, options: argparse.Namespace) -> None:
     """Other workers x threads: within the same connection budget, or --sizes."""
     result = measure(project, options, lambda project: servers.sizes(project, options.sizes))
+    say()
+    say(report.against(result["rows"]))
     rounds.store(options.out or RESULTS / "sweep.json", result)
 
 
@@ -135,7 +137,8 @@ def memory(project: Project, options: argparse.Namespace) -> None:
         (*plain, "--bind", "127.0.0.1:{port}", "baked:app"),
         project.folder,
     )
-    found: dict[str, list[dict[str, float]]] = {}
+    found: dict[str, list[dict[str, dict[str, float]]]] = {}
+    peaks: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         for candidate in (servers.baked(project, "baked", ""), after_fork):
             with servers.serving(project, candidate) as server:
@@ -143,7 +146,12 @@ def memory(project: Project, options: argparse.Namespace) -> None:
                 idle, requests = machine.memory(server.pid), 0
                 while requests < MEMORY_REQUESTS:
                     requests += load.drive(server, "read", 32, 1)["requests"]
-                found.setdefault(candidate.name, []).append({"idle": idle, "after": machine.memory(server.pid)})
+                after = machine.memory(server.pid)
+                project.admin.execute(LONGEST)
+                load.drive(server, "largest", 32, 3)
+                project.reset()
+                found.setdefault(candidate.name, []).append({"idle": idle, "after": after})
+                peaks.setdefault(candidate.name, []).append(machine.peak_mib(server.pid))
     body = []
     for when in ("idle", "after"):
         for figure in ("pss_worker_mib", "pss_share_mib"):
@@ -151,6 +159,9 @@ def memory(project: Project, options: argparse.Namespace) -> None:
             paired = report.Paired(tuple(a / b for a, b in zip(ours, theirs, strict=True)))
             body.append([f"{figure} {when}", f"{median(ours):.1f}", f"{median(theirs):.1f}", paired])
     say(report.table(["", "baked", "without preload", "ratio (bar: 0.6)"], body))
+    say()
+    for name, most in peaks.items():
+        say(f"{name}: largest pages in all threads: a worker held up to {max(most):.0f} MiB, shared memory included")
 
 
 def startup(project: Project, options: argparse.Namespace) -> None:

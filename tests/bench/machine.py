@@ -50,6 +50,12 @@ def pss_mib(pid: int) -> float:
     raise RuntimeError(f"no Pss for {pid}")
 
 
+def peak_mib(root: int) -> float:
+    """The most that a worker has held since it started, all that it shares with others included."""
+    statuses = (Path(f"/proc/{pid}/status").read_text().splitlines() for pid in workers(root))
+    return max(int(line.split()[1]) for lines in statuses for line in lines if line.startswith("VmHWM:")) / MIB
+
+
 def memory(root: int) -> dict[str, float]:
     """PSS of a worker on average, and of the whole server divided by its workers."""
     serving = workers(root)

@@ -34,6 +34,13 @@ SEED = f"""
 """  # noqa: S608
 
 
+# What the largest page consists of: 100 notes, each of the most characters, of the most bytes.
+LONGEST = """
+    insert into notes (title, body, created_at, updated_at)
+    select repeat('\U0001f35e', 200), repeat('\U0001f35e', 10000), now(), now() from generate_series(1, 100)
+"""
+
+
 @dataclass(frozen=True)
 class Project:
     """A baked project and the Postgres that belongs to it."""

@@ -165,6 +165,16 @@ def speed(rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def against(rows: list[Row]) -> str:
+    """One line for each workload: the first candidate's requests/s over each other's."""
+    first, *others = names(rows)
+    body = [
+        [workload, *(pair(rows, first, name, RATE, workload=workload, clients=clients) for name in others)]
+        for workload, clients in cells(rows)
+    ]
+    return table([f"requests/s of {first} over", *others], body)
+
+
 def round_trips(rows: list[Row]) -> str:
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     body = []

@@ -404,7 +404,7 @@ class Copy:
             **{name: str(value) for name, value in env.items() if value is not None},
         }
         self.command = [project.venv / "bin" / "gunicorn", *arguments, module]
-        self.log = Path(tempfile.mkstemp(prefix="gunicorn-", suffix=".log")[1])
+        self.log = Path(tempfile.gettempdir()) / f"gunicorn-{secrets.token_hex(8)}.log"  # made when it starts
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -2,8 +2,12 @@
 
 The one room that looks at the machine; the arithmetic is in sizing.py. gunicorn, `os.cpu_count()` and
 `os.process_cpu_count()` do not see a cgroup's quota: in a container with half a cpu they all report the host's.
+
+It looks once: gunicorn's config and the app ask one after the other, and a limit that is moved in between, or before a
+HUP, would give them two plans.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +17,14 @@ MIB = 1024 * 1024
 V1_UNLIMITED = 2**60
 
 
+@functools.cache
 def cpus(root: Path = Path("/")) -> float:
     """The cpus this process may use: the least of the cgroup quota (v2, v1) and the affinity mask."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return min([float(available), *_v2_quotas(root), *_v1_quotas(root)])
 
 
+@functools.cache
 def memory_mib(root: Path = Path("/")) -> int:
     """The memory this process may use, in MiB: the least of the cgroup limits and the machine's own."""
     limits = [_machine_memory(root), *_v2_memory(root), *_v1_memory(root)]

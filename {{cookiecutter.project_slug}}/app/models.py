@@ -10,6 +10,8 @@ from app.extensions import Base
 
 MAX_ID = 2**63 - 1
 MAX_TITLE = 200
+# So that the largest page, asked for by all threads at once, fits in the memory that a worker is planned with.
+MAX_BODY = 10_000
 
 
 class UtcDateTime(TypeDecorator[datetime]):

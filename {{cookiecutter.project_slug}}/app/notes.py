@@ -12,7 +12,7 @@ from sqlalchemy import Table, bindparam, delete, insert, select, update
 from werkzeug.exceptions import NotFound
 
 from app.extensions import run
-from app.models import MAX_ID, MAX_TITLE, Note
+from app.models import MAX_BODY, MAX_ID, MAX_TITLE, Note
 
 MAX_PAGE = 100
 
@@ -35,7 +35,7 @@ def storable(text: str) -> None:
 
 class NoteSchema(Schema):
     title = fields.String(required=True, validate=[validate.Length(1, MAX_TITLE), storable])
-    body = fields.String(load_default="", validate=storable)
+    body = fields.String(load_default="", validate=[validate.Length(0, MAX_BODY), storable])
 
 
 class PageSchema(Schema):

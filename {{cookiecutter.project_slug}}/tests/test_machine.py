@@ -132,6 +132,15 @@ def test_memory_where_there_is_no_proc(tmp_path: Path) -> None:
     assert machine.memory_mib(tmp_path) > 100
 
 
+def test_all_who_ask_get_the_same_answer(tmp_path: Path) -> None:
+    """Though the limit is moved between gunicorn's question and the app's, or before a HUP."""
+    one = {"proc/self/cgroup": V2, "sys/fs/cgroup/a/b/cpu.max": "50000 100000", "sys/fs/cgroup/a/b/memory.max": "1048576"}
+    lay_out(tmp_path, one)
+    first = machine.cpus(tmp_path), machine.memory_mib(tmp_path)
+    lay_out(tmp_path, {"sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/b/memory.max": "max"})
+    assert (machine.cpus(tmp_path), machine.memory_mib(tmp_path)) == first == (0.5, 1)
+
+
 def test_this_machine_can_be_read() -> None:
     """Whatever it is."""
     assert machine.cpus() > 0

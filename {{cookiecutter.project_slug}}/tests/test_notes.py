@@ -85,6 +85,7 @@ def test_what_is_no_note_is_404(client: FlaskClient, method: str, note_id: str) 
         ({"title": 5}, "title"),
         ({"title": "nul \x00"}, "title"),
         ({"title": "x", "body": "nul \x00"}, "body"),
+        ({"title": "x", "body": "x" * 10_001}, "body"),
         ({"title": "x", "body": ["x"]}, "body"),
         ({"title": "x", "id": 7}, "id"),
         ([], "_schema"),
