@@ -172,7 +172,8 @@ def startup(project: Project, options: argparse.Namespace) -> None:
     say(f"the whole process, Python itself included: {found['process']:.3f} s")
     say(f"baking against an empty template: {inprocess.baking(options.rounds)} (bar: 1.2)")
     if options.callgrind:
-        body = [[name, f"{count / 1e9:.2f}"] for name, count in inprocess.start_instructions(project).items()]
+        counted = inprocess.start_instructions(project) | inprocess.baking_instructions()
+        body = [[name, f"{count / 1e9:.2f}"] for name, count in counted.items()]
         say(report.table(["a whole process", "billion instructions"], body))
 
 

@@ -59,11 +59,12 @@ def loops(project: Project, extra: Sequence[Path] = ()) -> list[Loop]:
 def started(
     project: Project, loop: Loop, workload: str, under: Sequence[str] = ()
 ) -> Iterator["subprocess.Popen[str]"]:
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as metrics:
         process = subprocess.Popen(
             [*under, *loop.command(workload)],
             cwd=loop.folder,
-            env=project.environ(BENCH_THREADS="1", PYTHONPATH=str(loop.folder)),
+            # The metrics go to files, as under gunicorn.
+            env=project.environ(BENCH_THREADS="1", PYTHONPATH=str(loop.folder), PROMETHEUS_MULTIPROC_DIR=metrics),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -151,8 +152,11 @@ def _counted(folder: str, pid: int, ask_often: Callable[[int], object], requests
     ask_often(requests)
     order("--dump")
     order("--instr=off")
-    dump = (Path(folder) / "callgrind.1").read_text()
-    return int(re.search(r"^totals: (\d+)", dump, re.MULTILINE)[1]) / requests
+    return _total(Path(folder) / "callgrind.1") / requests
+
+
+def _total(dump: Path) -> int:
+    return int(re.search(r"^totals: (\d+)", dump.read_text(), re.MULTILINE)[1])
 
 
 def guard(project: Project) -> tuple[list[float], int]:
@@ -187,17 +191,44 @@ def start_instructions(project: Project) -> dict[str, int]:
             out = Path(folder) / "callgrind"
             count = (_valgrind(), "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable)
             project.run(*count, *words)
-            found[name] = int(re.search(r"^totals: (\d+)", out.read_text(), re.MULTILINE)[1])
+            found[name] = _total(out)
     return found
 
 
 def baking(times: int) -> Paired:
     """How long it takes to bake, against a template of as many files, all empty, and no hooks."""
     ratios = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        template = Path(scratch) / "template"
+    with _templates() as scratch:
+        for number in range(times):
+            taken = []
+            for name in ("template", "empty"):
+                before = time.perf_counter()
+                bake(scratch / name, scratch / f"{name}-{number}")
+                taken.append(time.perf_counter() - before)
+            ratios.append(taken[0] / taken[1])
+    return Paired(tuple(ratios))
+
+
+def baking_instructions() -> dict[str, int]:
+    """The same in instructions, those of the hooks included."""
+    found = {}
+    with _templates() as scratch:
+        for name in ("template", "empty"):
+            counts = scratch / f"{name}-counts"
+            counts.mkdir()
+            under = (_valgrind(), "--tool=callgrind", "--trace-children=yes", f"--callgrind-out-file={counts}/%p")
+            bake(scratch / name, scratch / f"{name}-counted", under)
+            found[f"a bake of the {name}"] = sum(map(_total, counts.iterdir()))
+    return found
+
+
+@contextlib.contextmanager
+def _templates() -> Iterator[Path]:
+    """A folder with the template, and with one of as many files, all empty, and no hooks."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        scratch = Path(folder)
+        template, empty = scratch / "template", scratch / "empty"
         shutil.copytree(TEMPLATE, template, ignore=lambda folder, names: _untracked(Path(folder), names))
-        empty = Path(scratch) / "empty"
         (empty / PROJECT).mkdir(parents=True)
         (empty / "cookiecutter.json").write_text('{"project_slug": "empty"}')
         for path in (template / PROJECT).rglob("*"):
@@ -205,14 +236,7 @@ def baking(times: int) -> Paired:
             if path.is_file():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.touch()
-        for number in range(times):
-            taken = []
-            for name in ("template", "empty"):
-                before = time.perf_counter()
-                bake(Path(scratch) / name, Path(scratch) / f"{name}-{number}")
-                taken.append(time.perf_counter() - before)
-            ratios.append(taken[0] / taken[1])
-    return Paired(tuple(ratios))
+        yield scratch
 
 
 def _untracked(folder: Path, names: list[str]) -> list[str]:

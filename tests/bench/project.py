@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -114,9 +114,9 @@ def baked() -> Iterator[Project]:
             yield project
 
 
-def bake(template: Path, into: Path) -> Path:
-    command = [TOOLS / "cookiecutter", template, "--no-input", "--default-config", "--output-dir", into]
-    subprocess.run(command, check=True, capture_output=True)
+def bake(template: Path, into: Path, under: Sequence[str] = ()) -> Path:
+    command = [sys.executable, TOOLS / "cookiecutter", template, "--no-input", "--default-config", "--output-dir", into]
+    subprocess.run([*under, *command], check=True, capture_output=True)
     return next(into.iterdir())
 
 

@@ -16,12 +16,24 @@ from dataclasses import dataclass
 # Postgres keeps these for superusers (superuser_reserved_connections): an ordinary role never gets them.
 SUPERUSER_RESERVED = 3
 DEFAULT_RESERVED = 10
-# Measured: 34 MiB (PSS) after a load. The rest is room for the app that this becomes.
+# Measured: 26 MiB (PSS) after 10,000 reads, 36 with the master's share, and up to 108 (RSS) with the largest pages in
+# all threads. The rest is room for the app that this becomes.
 DEFAULT_WORKER_MEMORY_MIB = 150
-# Four threads hide the waits of a request that is half database; a fifth mostly waits for the interpreter lock.
-# Measured on 2 cores with 12 connections, requests/s of 3 workers x 4 threads over 1 x 12, 2 x 6, 4 x 3, 6 x 2 and
-# 12 x 1: a read 2.4, 1.1, 1.1, 1.1, 1.3; a query of 50 ms about 1 for each, but 1.5 over 8 connections.
+# Measured on 2 cores: requests/s of 3 workers x 4 threads, the plan there, over other sizes, by 128 clients. The mix is
+# nine reads, then a query of 50 ms.
+#
+#           12 connections, too              | other threads            | other workers
+#           1x12  2x6   4x3   6x2   12x1     | 3x1   3x2   3x8   3x16   | 1x4   2x4   4x4   6x4
+#   reads   1.79  0.99  1.08  1.27  1.60     | 0.96  0.94  0.98  1.08   | 1.74  0.97  1.02  1.20
+#   queries 1.00  1.00  1.00  1.00  1.00     | 4.00  2.00  0.50  0.25   | 2.97  1.50  0.75  0.50
+#   mixed   1.64  1.06  1.08  1.08  1.15     | 3.31  1.70  1.06  1.06   | 2.55  1.36  0.98  1.06
+#
+# So a worker more than cores keeps them busy. Four threads are enough for the mix. More only help those whose requests
+# mostly wait for the database, at a connection each: WEB_THREADS is for them.
 GTHREAD_THREADS = 4
+# Not measured, for want of cores. With the threads and two copies these are 96 connections, about what Postgres holds
+# by default. And each idle worker wakes up for each new client: for a read 12 x 1 took at least 1.4 times the CPU of
+# 3 x 4. A larger machine is better filled with more copies.
 MAX_WORKERS = 12
 # One slot means that a single slow request is an outage.
 MIN_SLOTS = 2
