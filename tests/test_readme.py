@@ -247,3 +247,21 @@ def test_the_figures_are_the_benchmarks():
         json.loads((bench / "results" / f"{name}.json").read_text()) for name in ("bench", "instructions")
     )
     assert report.summary(result, counted["rows"]) in READMES["template"].read_text()
+
+
+@pytest.mark.parametrize(("workload", "name"), [("read", "reads"), ("slow", "queries"), ("mixed", "mixed")])
+def test_the_evidence_for_the_plan_is_the_benchmarks(workload: str, name: str):
+    """Beside the constants of the plan stands what `python -m tests.bench sweep` measured, size by size."""
+    bench = ROOT / "tests" / "bench"
+    report = load(bench / "report.py")
+    text = (ROOT / PROJECT / "app" / "sizing.py").read_text()
+    sizes = re.search(r"^#  ((?: +\d+x\d+| +\|)+)$", text, re.MULTILINE)[1].replace("|", " ").split()
+    rows = [json.loads((bench / "results" / f"{stored}.json").read_text())["rows"] for stored in ("sweep", "sizes")]
+    measured = {
+        size: report.pair(each, "baked", size, report.RATE, workload=workload)
+        for each in rows  # a size that is in both: the later
+        for size in report.names(each)
+    }
+    shown = re.search(rf"^#   {name} +(.+)$", text, re.MULTILINE)[1].replace("|", " ").split()
+    assert len(sizes) > 10
+    assert dict(zip(sizes, shown, strict=True)) == {size: f"{measured[size].middle:.2f}" for size in sizes}
