@@ -134,10 +134,10 @@ def test_memory_where_there_is_no_proc(tmp_path: Path) -> None:
 
 def test_all_who_ask_get_the_same_answer(tmp_path: Path) -> None:
     """Though the limit is moved between gunicorn's question and the app's, or before a HUP."""
-    one = {"proc/self/cgroup": V2, "sys/fs/cgroup/a/b/cpu.max": "50000 100000", "sys/fs/cgroup/a/b/memory.max": "1048576"}
-    lay_out(tmp_path, one)
+    limits = {"sys/fs/cgroup/a/b/cpu.max": "50000 100000", "sys/fs/cgroup/a/b/memory.max": "1048576"}
+    lay_out(tmp_path, {"proc/self/cgroup": V2, **limits})
     first = machine.cpus(tmp_path), machine.memory_mib(tmp_path)
-    lay_out(tmp_path, {"sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/b/memory.max": "max"})
+    lay_out(tmp_path, dict.fromkeys(limits, "max 100000"))
     assert (machine.cpus(tmp_path), machine.memory_mib(tmp_path)) == first == (0.5, 1)
 
 
