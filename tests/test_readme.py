@@ -255,13 +255,21 @@ def test_the_evidence_for_the_plan_is_the_benchmarks(workload: str, name: str):
     bench = ROOT / "tests" / "bench"
     report = load(bench / "report.py")
     text = (ROOT / PROJECT / "app" / "sizing.py").read_text()
+
+    def measured(*stored: str) -> dict[str, str]:
+        """A size that is in several: as in the last."""
+        rows = [json.loads((bench / "results" / f"{each}.json").read_text())["rows"] for each in stored]
+        pairs = {
+            size: report.pair(each, "baked", size, report.RATE, workload=workload)
+            for each in rows
+            for size in report.names(each)
+        }
+        return {size: f"{pair.middle:.2f}" for size, pair in pairs.items()}
+
     sizes = re.search(r"^#  ((?: +\d+x\d+| +\|)+)$", text, re.MULTILINE)[1].replace("|", " ").split()
-    rows = [json.loads((bench / "results" / f"{stored}.json").read_text())["rows"] for stored in ("sweep", "sizes")]
-    measured = {
-        size: report.pair(each, "baked", size, report.RATE, workload=workload)
-        for each in rows  # a size that is in both: the later
-        for size in report.names(each)
-    }
     shown = re.search(rf"^#   {name} +(.+)$", text, re.MULTILINE)[1].replace("|", " ").split()
     assert len(sizes) > 10
-    assert dict(zip(sizes, shown, strict=True)) == {size: f"{measured[size].middle:.2f}" for size in sizes}
+    assert dict(zip(sizes, shown, strict=True)) == {size: measured("sweep", "sizes")[size] for size in sizes}
+    on_one_core = re.search(r"^# On 1 core, .+$", text, re.MULTILINE)[0]
+    sizes, shown = re.findall(r"\dx\d", on_one_core), re.search(rf"{name} ([\d. ]+)[,.]", on_one_core)[1].split()
+    assert dict(zip(sizes, shown, strict=True)) == {size: measured("sweep-1-core")[size] for size in sizes}

@@ -28,12 +28,15 @@ DEFAULT_WORKER_MEMORY_MIB = 150
 #   queries 1.00  1.00  1.00  1.00  1.00     | 4.00  2.00  0.50  0.25   | 2.97  1.50  0.75  0.50
 #   mixed   1.64  1.06  1.08  1.08  1.15     | 3.31  1.70  1.06  1.06   | 2.55  1.36  0.98  1.06
 #
-# So a worker more than cores keeps them busy. Four threads are enough for the mix. More only help those whose requests
-# mostly wait for the database, at a connection each: WEB_THREADS is for them.
+# On 1 core, 2 x 4 over 1x8, 4x2 and 8x1: reads 0.97 1.20 1.61, queries 1.00 0.98 0.99, mixed 0.92 1.21 1.35.
+#
+# So a worker more than cores keeps them busy; on 1 core it costs a little, but a worker that hangs or is replaced must
+# not be the only one. Four threads are enough for the mix. More only help those whose requests mostly wait for the
+# database, at a connection each: WEB_THREADS is for them.
 GTHREAD_THREADS = 4
-# Not measured, for want of cores. With the threads and two copies these are 96 connections, about what Postgres holds
-# by default. And each idle worker wakes up for each new client: for a read 12 x 1 took at least 1.4 times the CPU of
-# 3 x 4. A larger machine is better filled with more copies.
+# Not measured, for want of cores. With four threads and two copies these are 96 connections, more than a Postgres with
+# its own defaults has to give. And each idle worker wakes up for each new client: for a read 12 x 1 took at least 1.4
+# times the CPU of 3 x 4. A larger machine is better filled with more copies.
 MAX_WORKERS = 12
 # One slot means that a single slow request is an outage.
 MIN_SLOTS = 2
