@@ -130,7 +130,7 @@ def test_cruft_updates_a_project(repository: Path, tmp_path: Path):
         mine.write("\n# My own line.\n")
     commit_all(project, "Baked, and changed by me")
 
-    with (source / PROJECT / "app" / "health.py").open("a") as theirs:
+    with (source / PROJECT / "app" / "defaults.py").open("a") as theirs:
         theirs.write("\n# A new line of the template, for {{ cookiecutter.project_slug }}.\n")
     (source / PROJECT / "app" / "new.py").write_text('"""A new file of the template."""\n')
     commit_all(source, "The template moves on")
@@ -138,7 +138,7 @@ def test_cruft_updates_a_project(repository: Path, tmp_path: Path):
 
     result = cruft("update", "--skip-apply-ask", cwd=project)
     assert result.returncode == 0, result.stderr
-    assert (project / "app" / "health.py").read_text().endswith("\n# A new line of the template, for zoe_s_x.\n")
+    assert (project / "app" / "defaults.py").read_text().endswith("\n# A new line of the template, for zoe_s_x.\n")
     assert (project / "app" / "new.py").is_file()
     assert (project / "app" / "notes.py").read_text().endswith("\n# My own line.\n")
     assert list(project.rglob("*.rej")) == []
