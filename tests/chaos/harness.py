@@ -386,6 +386,9 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
 # gunicorn -------------------------------------------------------------------------------------------------------------
 
 
+LOGS = tempfile.TemporaryDirectory(prefix="gunicorn-logs-")  # removed at the end, also those of starts that failed
+
+
 class Copy:
     """One instance of the service: real gunicorn, production settings, and the routes of chaos_routes.py."""
 
@@ -404,7 +407,7 @@ class Copy:
             **{name: str(value) for name, value in env.items() if value is not None},
         }
         self.command = [project.venv / "bin" / "gunicorn", *arguments, module]
-        self.log = Path(tempfile.gettempdir()) / f"gunicorn-{secrets.token_hex(8)}.log"  # made when it starts
+        self.log = Path(LOGS.name) / f"{secrets.token_hex(8)}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -413,7 +416,6 @@ class Copy:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self.log.unlink(missing_ok=True)
 
     def start(self, wait: bool = True) -> None:
         with self.log.open("ab") as log:
