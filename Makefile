@@ -5,29 +5,35 @@ MAKEFLAGS += --no-print-directory
 PROJECT := {{cookiecutter.project_slug}}
 DEMO := .demo/my_service
 
-# uv where it is installed, else venv and pip. `make UV=` does without it.
-UV ?= $(shell command -v uv 2>/dev/null)
 # python3 if it is new enough, else the newest that is. `make PYTHON=/path/to/python` overrides it.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.15 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$python" && break; done)
-INSTALL = $(if $(UV),"$(UV)" pip install --compile-bytecode --python .venv/bin/python,.venv/bin/python -m pip install) --quiet --require-hashes
-LOCK = UV="$(CURDIR)/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
+# uv where it is installed, which is faster and can bring a Python. `make UV=` does without it.
+UV ?= $(shell command -v uv 2>/dev/null)
+TOO_OLD = { echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not: make PYTHON=/path/to/python" >&2; exit 1; }
+ANY_PYTHON := $(if $(PYTHON),"$(PYTHON)",$(if $(UV),"$(UV)" run --quiet --no-project --python ">=3.11" python,false))
+INSTALL = $(ANY_PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || $(TOO_OLD); $(ANY_PYTHON) "$(PROJECT)/scripts/install.py" --uv "$(UV)"
+LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
 
 # In a folder of its own, since pytest's usual one is locked anew for others by every run of pytest, those of the projects
 # that are baked included: as root, the Postgres of a test runs as nobody and has to get through.
 PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
 
-.PHONY: help demo test bench chaos lint lock clean
+.PHONY: help demo .port test bench chaos lint lock clean
 
 help: ## Print this
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z]*\):.*## /  \1|/p' Makefile | awk -F'|' '{ printf "%-8s %s\n", $$1, $$2 }'
 
-demo: .demo/baked ## Bake the template with its defaults and serve the result on http://127.0.0.1:8000 (PORT=8001 moves it)
+demo: .port .demo/baked ## Make a project with the defaults and serve it on http://127.0.0.1:8000 (PORT=8001 moves it)
 	@test -z "$$(find cookiecutter.json hooks "$(PROJECT)" -newer .demo/baked | head -n 1)" || \
-		echo "The template has changed since $(DEMO) was baked. 'rm -r .demo' lets make bake it anew, without its data."
+		echo "The template has changed since $(DEMO) was made. 'rm -r .demo' lets make do it anew, without its data."
 	@trap 'exit 0' INT; $(MAKE) -C $(DEMO) run $(if $(PYTHON),PYTHON="$(PYTHON)")
+
+# A port that is taken is said before anything is installed.
+.port:
+	@$(INSTALL) --ports 1
 
 test: .venv/.test .venv/.debian ## Test the template and what it bakes (ARGS="-k slug" for some of it)
 	@$(PYTEST) $(ARGS)
@@ -50,6 +56,7 @@ lint: .venv/.test ## Check the style of hooks, tests and workflows
 lock: .venv/.test ## Pin the newest versions that requirements/*.in allow, here and in the project
 	$(LOCK)
 	$(LOCK) requirements/bake.in -o requirements/bake.txt
+	$(LOCK) -c "$(PROJECT)/requirements/prod.txt" requirements/deploy.in -o requirements/deploy.txt
 	$(LOCK) -c requirements/bake.txt -c "$(PROJECT)/requirements/dev.txt" requirements/test.in -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt -c "$(PROJECT)/requirements/dev.txt" tests/bench/requirements.in -o tests/bench/requirements.txt
 
@@ -60,40 +67,27 @@ clean: ## Remove .demo with its data, .venv and the caches
 # What stands in $(DEMO) without the stamp is a bake that was interrupted.
 .demo/baked: | .venv/.bake
 	@rm -rf $(DEMO)
-	@.venv/bin/python -m cookiecutter "$(CURDIR)" --no-input --default-config --output-dir .demo
+	@echo "Making a project with the template's defaults in $(DEMO)"
+	@.venv/bin/python -m cookiecutter . --no-input --default-config --output-dir .demo >/dev/null
 	@touch $@
 
-.venv/.bake: requirements/bake.txt .venv/bin/python
-	@echo "Installing cookiecutter into .venv"
-	@$(INSTALL) -r requirements/bake.txt
+.venv/.bake: requirements/bake.txt
+	@$(INSTALL) requirements/bake.txt "cookiecutter"
 	@touch $@
 
-.venv/.test: requirements/test.txt .venv/bin/python
-	@echo "Installing the test tools into .venv"
-	@$(INSTALL) -r requirements/test.txt
+.venv/.test: requirements/test.txt
+	@$(INSTALL) requirements/test.txt "the test tools"
 	@touch $@
 
-.venv/.bench: tests/bench/requirements.txt .venv/bin/python
-	@echo "Installing what the benchmark compares into .venv"
-	@$(INSTALL) -r tests/bench/requirements.txt
+.venv/.bench: tests/bench/requirements.txt
+	@$(INSTALL) tests/bench/requirements.txt "what the benchmark compares"
 	@touch $@
 
-# What the tests drive besides the wheel's Postgres: one with TLS, a pooler, certificates, network namespaces, a browser,
-# and a load generator.
-DEBIAN := postgresql pgbouncer openssl iproute2 util-linux chromium wrk
-.venv/.debian: Makefile .venv/bin/python
+# What the tests drive besides the wheel's Postgres: one with TLS, a pooler, the proxy, certificates, network namespaces,
+# a browser, and a load generator.
+DEBIAN := postgresql pgbouncer nginx redis-server systemd openssl iproute2 util-linux chromium prometheus wrk
+.venv/.debian: Makefile .venv/.test
 	@dpkg --status $(DEBIAN) >/dev/null 2>&1 || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; } || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; } || \
 		{ echo "The tests need Debian's packages; as root: apt-get install $(DEBIAN)" >&2; exit 1; }
 	@touch $@
-
-.venv/bin/python:
-	@rm -rf .venv
-ifneq ($(UV),)
-	@"$(UV)" venv --quiet --python "$(or $(PYTHON),>=3.11)" .venv
-else
-	@python="$(PYTHON)"; "$${python:-false}" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
-		echo "Python 3.11 or newer is needed, and $${python:-python3} is not: make PYTHON=/path/to/python" >&2; exit 1; }
-	@"$(PYTHON)" -m venv .venv || { \
-		echo "venv is part of Python, but Debian and Ubuntu package it apart: apt install python3-venv" >&2; exit 1; }
-endif

@@ -1,4 +1,4 @@
-"""Say what was baked: the plan for this machine, and the next three commands.
+"""Say what was made: the plan for this machine, and the next three commands.
 
 Pure functions; only the call at the end knows Jinja. The numbers come from the generated project itself, so what is
 printed here is what its gunicorn will do.
@@ -43,7 +43,7 @@ def load(path):
 
 
 def main(answers, folder):
-    sizing, machine = load(folder / "app" / "sizing.py"), load(folder / "app" / "machine.py")
+    sizing, machine = load(folder / "pooling" / "sizing.py"), load(folder / "pooling" / "machine.py")
     numbers = {
         "max_connections": int(answers["postgres_max_connections"]),
         "instances": int(answers["app_instances"]),

@@ -1,13 +1,15 @@
-"""Refuse answers that cannot work, before a file is written: one line that names the answer and the remedy.
+"""Refuse answers that cannot work, before a file is written: a line that names the answer and the remedy, and the
+command that asks again, with the good answers in it.
 
 Pure functions; only the call at the end knows Jinja, and what it gets is data, never source. What Postgres can hold is
-not decided here but by the arithmetic that the generated service uses, `app/sizing.py`.
+not decided here but by the arithmetic that the generated service uses, `pooling/sizing.py`.
 """
 
 import importlib.util
 import json
 import os
 import re
+import shlex
 import sys
 import unicodedata
 from pathlib import Path
@@ -19,13 +21,13 @@ TEXTS = {
 }
 NUMBERS = {
     "postgres_max_connections": "write the server's max_connections, for example 100",
-    "app_instances": "write how many copies may be alive at once, for example 2",
+    "app_instances": "write how many instances may run at the same time, for example 2",
 }
 # The setting that the arithmetic would change, and the question that bakes its default.
 QUESTIONS = {"DB_MAX_CONNECTIONS": "postgres_max_connections", "APP_INSTANCES": "app_instances"}
 SLUG_LENGTH = 40
 POSTGRES_DATABASES = ("postgres", "template0", "template1")
-# Postgres's own upper bound for max_connections. Every copy needs a connection, so it bounds the copies too.
+# Postgres's own upper bound for max_connections. Every instance needs a connection, so it bounds them too.
 MOST_CONNECTIONS = 262143
 # Enough of everything: whether the two numbers fit may not depend on the machine that happens to run this.
 ROOMY = {"cpus": 1024.0, "memory_mib": 1024 * 1024}
@@ -94,7 +96,7 @@ def number_problem(question, number):
 
 
 def fit_problem(max_connections, instances, sizing):
-    """Why so many copies cannot share so many connections, by the service's own arithmetic; empty if they can."""
+    """Why so many instances cannot share so many connections, by the service's own arithmetic; empty if they can."""
     try:
         sizing.plan(**ROOMY, max_connections=int(max_connections), instances=int(instances))
     except sizing.PlanError as error:
@@ -105,7 +107,7 @@ def fit_problem(max_connections, instances, sizing):
         ]
         return (
             f"postgres_max_connections {max_connections} and app_instances {instances} do not fit together:"
-            f" {error.problem}; what would help: {' or '.join(ways) or 'fewer copies and more connections'}"
+            f" {error.problem}; what would help: {' or '.join(ways) or 'fewer instances and more connections'}"
         )
     return ""
 
@@ -129,7 +131,7 @@ def find_sizing(answers, environ):
     """
     repo = answers.get("_repo_dir")
     for base in (answers.get("_output_dir"), environ.get("PWD")):
-        if repo and base and (path := Path(base, repo, PROJECT, "app", "sizing.py")).is_file():
+        if repo and base and (path := Path(base, repo, PROJECT, "pooling", "sizing.py")).is_file():
             return path
     return None
 
@@ -143,6 +145,18 @@ def load(path):
     return module
 
 
+def again(answers):
+    """The command that begins with the answers that were good, so that nothing is typed twice."""
+    given = {name: str(answers[name]) for name in (*TEXTS, *NUMBERS)}
+    given["project_slug"] = answers.get("__given_slug", answers["project_slug"])
+    wrong = {name for name in TEXTS if text_problem(name, given[name])}
+    wrong |= {name for name in NUMBERS if number_problem(name, given[name])}
+    wrong |= {"project_slug"} if slug_problem(given["project_slug"]) else set()
+    wrong |= set() if wrong else set(NUMBERS)  # each by itself is right, and together they do not fit
+    good = [shlex.quote(f"{name}={answer}") for name, answer in given.items() if name not in wrong]
+    return " ".join(["cookiecutter", shlex.quote(answers["_template"]), *good])
+
+
 def main(answers, environ=os.environ, version=sys.version_info):
     if version < (3, 11):
         found = [f"Python {version[0]}.{version[1]} runs cookiecutter: use Python 3.11 or newer, as the service does"]
@@ -151,6 +165,8 @@ def main(answers, environ=os.environ, version=sys.version_info):
         found = problems(answers, load(path) if path else None)
     if found:
         print("Refused:", "; ".join(found), file=sys.stderr)
+        if "_repo_dir" in answers:  # cruft has other ways to pass answers
+            print("Again, with the other answers:", again(answers), file=sys.stderr)
     return 1 if found else 0
 
 

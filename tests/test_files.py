@@ -11,54 +11,95 @@ from baking import PROJECT, files
 BAKED = [
     ".dockerignore",
     ".env.example",
+    ".gitattributes",
+    ".github/dependabot.yml",
     ".github/workflows/ci.yml",
+    ".github/workflows/image.yml",
     ".gitignore",
     ".pre-commit-config.yaml",
     "Dockerfile",
     "Makefile",
+    "Procfile",
     "README.md",
     "app/__init__.py",
-    "app/budget.py",
-    "app/cli.py",
     "app/config.py",
     "app/defaults.py",
     "app/errors.py",
     "app/extensions.py",
-    "app/health.py",
     "app/home.py",
     "app/logs.py",
-    "app/machine.py",
-    "app/metrics.py",
     "app/models.py",
     "app/notes.py",
-    "app/observe.py",
-    "app/pools.py",
-    "app/probes.py",
-    "app/sizing.py",
+    "app/requests.py",
+    "app/static/style.css",
     "app/templates/index.html",
     "compose.yaml",
+    "deploy/kubernetes/deployment.yaml",
+    "deploy/kubernetes/hpa.yaml",
+    "deploy/kubernetes/kustomization.yaml",
+    "deploy/kubernetes/migrate.yaml",
+    "deploy/kubernetes/pdb.yaml",
+    "deploy/kubernetes/service.yaml",
+    "deploy/monitoring/alerts.yml",
+    "deploy/monitoring/grafana/dashboard.json",
+    "deploy/monitoring/grafana/dashboards.yml",
+    "deploy/monitoring/grafana/datasource.yml",
+    "deploy/monitoring/prometheus.yml",
+    "deploy/nginx/app.conf.template",
+    "deploy/nginx/http.conf.template",
+    "deploy/nginx/https.conf.template",
+    "deploy/pgbouncer/pgbouncer.ini",
+    "deploy/systemd/web.service",
+    "deploy/systemd/web.socket",
     "docs/connection-pooling.md",
+    "docs/deploy.md",
+    "docs/jobs.md",
+    "docs/metrics.md",
     "gunicorn.conf.py",
-    "gunicorn_worker.py",
+    "locustfile.py",
     "migrations/alembic.ini",
     "migrations/env.py",
     "migrations/script.py.mako",
     "migrations/versions/0001_notes.py",
+    "pooling/__init__.py",
+    "pooling/budget.py",
+    "pooling/cli.py",
+    "pooling/engine.py",
+    "pooling/errors.py",
+    "pooling/extension.py",
+    "pooling/health.py",
+    "pooling/hooks.py",
+    "pooling/limit.py",
+    "pooling/machine.py",
+    "pooling/metrics.py",
+    "pooling/page.py",
+    "pooling/probes.py",
+    "pooling/reload.py",
+    "pooling/requests.py",
+    "pooling/settings.py",
+    "pooling/sizing.py",
+    "pooling/templates/pool.html",
+    "pooling/urls.py",
     "pyproject.toml",
     "requirements/dev.in",
     "requirements/dev.txt",
+    "requirements/load.in",
+    "requirements/load.txt",
     "requirements/lock",
     "requirements/prod.in",
     "requirements/prod.txt",
     "scripts/__init__.py",
     "scripts/connect_cost.py",
-    "scripts/load.py",
+    "scripts/held_to_plan.py",
+    "scripts/install.py",
+    "scripts/migrate.py",
     "scripts/postgres.py",
     "scripts/prod.py",
+    "scripts/quietly.py",
     "wsgi.py",
 ]
 # Files whose own braces are not the template's: they are copied, not rendered.
-BRACED = {".github/workflows/ci.yml", "app/templates/index.html", "migrations/script.py.mako"}
+BRACED = re.compile(r"\.github/|pooling/|app/templates/|migrations/script|deploy/|tests/")
 # Split, so that this file does not hold what it looks for.
 OPENING = ("{" + "{", "{" + "%", "{" + "#")
 
@@ -76,17 +117,17 @@ def test_these_files_and_only_these(texts: dict[str, str]):
 
 
 def test_one_test_file_a_module(texts: dict[str, str]):
-    """The baked suite is files that pytest collects, and what they share."""
+    """The suite is files that pytest collects, and what they share."""
     tests = [Path(name).name for name in texts if name.startswith("tests/")]
     assert "conftest.py" in tests
-    assert [name for name in tests if not re.fullmatch(r"(test_\w+|conftest|serving|__init__)\.py", name)] == []
+    assert [name for name in tests if not re.fullmatch(r"\w+\.py", name)] == []
 
 
 def test_no_braces_are_left(texts: dict[str, str]):
     """Nothing unrendered is left in a file, or in the name of one."""
     for name, text in texts.items():
         assert not any(brace in name for brace in OPENING)
-        if name not in BRACED:
+        if not BRACED.match(name):
             assert [line for line in text.splitlines() if any(brace in line for brace in OPENING)] == [], name
             assert "cookiecutter." not in text, name
 
@@ -138,14 +179,18 @@ def test_executables(project: Path):
 
 
 def test_versions_live_once(template: Path, texts: dict[str, str]):
-    """Python's and Postgres's versions are those of cookiecutter.json wherever they are rendered, and nowhere else."""
+    """The versions of Python, Postgres and nginx are those of cookiecutter.json wherever they are rendered, and nowhere
+    else."""
     asked = json.loads((template / "cookiecutter.json").read_text())
     python, postgres = asked["_python_version"], asked["_postgres_version"]
     assert set(re.findall(r"python:(\d+\.\d+)", texts["Dockerfile"])) == {python}
     for name in ("compose.yaml", ".github/workflows/ci.yml"):
         assert set(re.findall(r"postgres:(\d+)", texts[name])) <= {postgres}, name
     assert f"postgres:{postgres}" in texts["compose.yaml"]
+    assert f"nginx:{asked['_nginx_version']}\n" in texts["compose.yaml"]
     assert set(re.findall(r"python-version: \W?(\d+\.\d+)", texts[".github/workflows/ci.yml"])) <= {python}
     for path in (template / PROJECT).rglob("*"):
         if path.is_file() and path.parent.name not in {"requirements", "workflows"}:
-            assert not re.search(rf"python:{re.escape(python)}|postgres:{postgres}\b", path.read_text()), path
+            assert not re.search(rf"python:{re.escape(python)}|postgres:{postgres}\b|nginx:[0-9]", path.read_text()), (
+                path
+            )

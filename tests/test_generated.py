@@ -1,5 +1,6 @@
 """What is baked passes its own checks: those of the defaults, and of answers that are unusual and right."""
 
+import json
 import os
 import re
 import subprocess
@@ -35,7 +36,7 @@ def test_the_suite_on_both_databases(installed: Path, capsys: pytest.CaptureFixt
     """`make test`: on SQLite and on a real Postgres, and every test runs in one of the two; none is skipped. Whichever
     run is done first is the first to say so."""
     output = check(["make", "test"], installed)
-    runs = dict(zip(re.findall(r"pytest --database (\w+)$", output, re.MULTILINE), results(output), strict=True))
+    runs = dict(zip(re.findall(r"-m pytest --database (\w+)$", output, re.MULTILINE), results(output), strict=True))
     assert set(runs) == {"sqlite", "postgres"}, output
     for run in runs.values():
         assert set(run) == {"passed", "deselected"}, output
@@ -51,7 +52,7 @@ def test_the_suite_on_both_databases(installed: Path, capsys: pytest.CaptureFixt
 def test_the_suite_of_awkward_answers(installed: Path, bake: Bake, tmp_path: Path, name: str):
     """Nothing in the suite depends on the answers; and mypy does not mind them either."""
     project = bake(into=tmp_path / "it's a folder, & more", **AWKWARD[name])
-    (run,) = results(check([installed / ".venv/bin/pytest", "--database", "sqlite"], project))
+    (run,) = results(check([installed / ".venv/bin/python", "-m", "pytest", "--database", "sqlite"], project))
     assert set(run) == {"passed", "deselected"}
     check([installed / ".venv/bin/mypy", "app/defaults.py"], project)
 
@@ -60,14 +61,52 @@ def test_the_suite_of_awkward_answers(installed: Path, bake: Bake, tmp_path: Pat
 def test_the_suite_of_awkward_answers_on_postgres(installed: Path, bake: Bake, tmp_path: Path, name: str):
     """The slug names the database, the application and a lock; the smallest numbers leave a pool of one."""
     project = bake(into=tmp_path / "it's a folder, & more", **AWKWARD[name])
-    (run,) = results(check([installed / ".venv/bin/pytest", "--database", "postgres"], project))
+    (run,) = results(check([installed / ".venv/bin/python", "-m", "pytest", "--database", "postgres"], project))
     assert set(run) == {"passed", "deselected"}
+
+
+def pythons() -> dict[str, str]:
+    """Every Python from 3.11 on that is here, by its version: on the PATH, and where pyenv and uv keep them."""
+    home = Path.home()
+    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+    pyenv = Path(os.environ.get("PYENV_ROOT", home / ".pyenv"))
+    folders += [*pyenv.glob("versions/*/bin"), *home.glob(".local/share/uv/python/*/bin")]
+    found = {}
+    for path in sorted({path for folder in folders for path in folder.glob("python3.[0-9]*")}):
+        if re.fullmatch(r"python3\.\d+", path.name) and int(path.name.partition(".")[2]) >= OLDEST:
+            asked = subprocess.run([path, "-c", ASKED], capture_output=True, text=True, timeout=60, check=False)
+            if asked.returncode == 0:  # a shim of pyenv's may lead nowhere
+                found[asked.stdout.strip()] = str(path)
+    return found
+
+
+OLDEST = 11
+ASKED = "import sys, ssl, sqlite3; print('%d.%d' % sys.version_info[:2])"
+OTHERS = {version: path for version, path in pythons().items() if int(version[2:]) != sys.version_info.minor}
+
+
+@pytest.mark.parametrize("version", sorted(OTHERS, key=lambda version: int(version.partition(".")[2])))
+def test_the_suite_on_every_python(bake: Bake, tmp_path: Path, version: str):
+    """The Python that runs these tests has run the suite above; so do all others that are here, on SQLite."""
+    project = bake(into=tmp_path)
+    output = check(["make", "test-sqlite", f"PYTHON={OTHERS[version]}"], project)
+    assert f"{version}." in check([project / ".venv/bin/python", "--version"], project)
+    (run,) = results(output)
+    assert set(run) == {"passed", "deselected"}, output
+
+
+def test_the_python_of_the_image_is_one_of_them(template: Path):
+    """Where the Dockerfile's Python is on the machine, it is found."""
+    wanted = json.loads((template / "cookiecutter.json").read_text())["_python_version"]
+    there = [path for path in (Path.home() / ".pyenv" / "versions").glob(f"{wanted}.*") if path.is_dir()]
+    assert not there or wanted in pythons()
 
 
 MANY_PLANS = """
 import sys
-sys.path[:0] = [".", "tests"]
-import hypothesis, test_sizing
+sys.path.insert(0, ".")
+import hypothesis
+from tests.pooling import test_sizing
 many = hypothesis.settings(max_examples=7000, deadline=None, database=None, derandomize=False)
 for name in sorted(vars(test_sizing)):
     test = getattr(test_sizing, name)

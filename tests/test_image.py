@@ -21,6 +21,7 @@ import psycopg
 import pytest
 import yaml
 from baking import files
+from chaos.harness import Project, proxy
 from serving import STARTING_SECONDS, STOPPING_SECONDS, ask, free_port, postgres, use
 
 UV = Path(sys.executable).parent / "uv"
@@ -107,6 +108,7 @@ def compose(installed: Path) -> dict:
     text = (installed / "compose.yaml").read_text()
     made = {name: secrets.token_hex(32) for name in re.findall(r"\$\{(\w+):\?", text)}
     text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: made[match[1]], text)
+    text = re.sub(r"\$\{\w+:\+[^}]*\}", "", text)
     return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
 
 
@@ -118,14 +120,14 @@ def test_only_what_runs_is_in_the_image(image: Image):
         "__pycache__",
         "app",
         "gunicorn.conf.py",
-        "gunicorn_worker.py",
         "migrations",
+        "pooling",
         "requirements",
         "wsgi.py",
     }
     assert [path.name for path in (srv / "requirements").iterdir()] == ["prod.txt"]
     assert not (packages / "pip").exists()
-    for folder in (srv / "app", srv / "migrations" / "versions", packages / "flask"):
+    for folder in (srv / "app", srv / "pooling", srv / "migrations" / "versions", packages / "flask"):
         compiled = {path.name.partition(".")[0] for path in (folder / "__pycache__").iterdir()}
         assert compiled == {path.stem for path in folder.glob("*.py")}
 
@@ -142,19 +144,37 @@ def test_one_service_builds(compose: dict):
     services = compose["services"]
     assert [name for name, service in services.items() if "build" in service] == ["app"]
     assert services["migrate"]["image"] == services["app"]["image"]
-    assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
+    assert services["migrate"]["depends_on"] == {
+        "db": {"condition": "service_healthy"},
+        "pgbouncer": {"condition": "service_started", "required": False},  # in its profile only
+    }
     assert services["app"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
 
 
 def test_ports(image: Image, compose: dict):
-    """What the image sets and exposes, and what compose sets and publishes, agree; each copy finds a free port."""
-    environ, ports = compose["services"]["app"]["environment"], compose["services"]["app"]["ports"]
+    """What the image sets and exposes, and what compose sets, agree. Only nginx is published, and passes on to that."""
+    services = compose["services"]
+    environ = services["app"]["environment"]
     for name in ("WEB_HOST", "PORT", "WEB_PROBE_PORT"):
         assert str(environ[name]) == image.environ[name]
     assert image.last["EXPOSE"].split() == [image.environ["PORT"], image.environ["WEB_PROBE_PORT"]]
-    host, first, last, inside = re.fullmatch(r"([\d.]+):(\d+)-(\d+):(\d+)", ports[0]).groups()
-    assert (host, inside) == ("127.0.0.1", image.environ["PORT"])
-    assert int(last) - int(first) >= int(compose["services"]["app"]["deploy"]["replicas"])
+    published = {name: service["ports"] for name, service in services.items() if "ports" in service}
+    assert published.pop("proxy") == ["80:80", "443:443"]
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert environ["WEB_TRUSTED_PROXIES"] == 1
+
+
+def test_mounts_of_the_proxy(compose: dict, installed: Path):
+    """What compose mounts into nginx is there; with TLS_HOST it is the other server's file."""
+    found = {volume.partition(":")[0] for volume in compose["services"]["proxy"]["volumes"] if volume.startswith(".")}
+    assert found == {"./deploy/nginx/app.conf.template", "./deploy/nginx/http.conf.template"}
+    assert "/http${TLS_HOST:+s}.conf.template:" in (installed / "compose.yaml").read_text()
+    for name in (*found, "deploy/nginx/https.conf.template"):
+        assert (installed / name).is_file()
+    named = {
+        volume.partition(":")[0] for service in compose["services"].values() for volume in service.get("volumes", ())
+    }
+    assert {name for name in named if not name.startswith(".")} == compose["volumes"].keys()
 
 
 def make_role(sockets: str, script: str) -> None:
@@ -166,8 +186,8 @@ def make_role(sockets: str, script: str) -> None:
 
 
 def test_as_compose_starts_it(installed: Path, image: Image, compose: dict, tmp_path: Path):
-    """Role and database are made, migrated, and served from what is in the image, which nothing writes to. It is
-    healthy, without the database it is not, and SIGTERM ends it."""
+    """Role and database are made, migrated, and served from what is in the image, which nothing writes to, also through
+    nginx. It is healthy, without the database it is not, and SIGTERM ends it."""
     app, migrate, srv = compose["services"]["app"], compose["services"]["migrate"], image.root / "srv"
     before, port = files(image.root), free_port()
     health_check = json.loads(re.search(r'CMD \["(python)"(, .*\])', image.last["HEALTHCHECK"]).expand(r'["\1"\2'))
@@ -179,6 +199,7 @@ def test_as_compose_starts_it(installed: Path, image: Image, compose: dict, tmp_
         given = {name: str(value) for name, value in app["environment"].items()}
         assert "@db/my_service" in given["DATABASE_URL"]
         given["DATABASE_URL"] = given["DATABASE_URL"].replace("@db/my_service", f"@/my_service?host={sockets}")
+        admin = migrate["environment"]["DATABASE_ADMIN_URL"].replace("@db/my_service", f"@/my_service?host={sockets}")
         environ = image.environ | given | {"WEB_HOST": "127.0.0.1", "PORT": str(port), "WEB_PROBE_PORT": str(port + 1)}
 
         def healthy() -> int:
@@ -186,7 +207,12 @@ def test_as_compose_starts_it(installed: Path, image: Image, compose: dict, tmp_
             return result.returncode
 
         assert healthy() == 1
-        subprocess.run(migrate["command"], cwd=srv, env=environ, check=True, timeout=60)
+        with_admin = environ | {"DATABASE_ADMIN_URL": admin}
+        subprocess.run(migrate["command"], cwd=srv, env=with_admin, check=True, timeout=60)
+        with psycopg.connect(host=sockets, user="postgres", dbname="postgres") as superuser:
+            limit = superuser.execute("select rolconnlimit from pg_roles where rolname = 'app'").fetchone()
+        assert limit
+        assert 0 < limit[0] < 100
         log = tmp_path / "log"
         with log.open("w") as output:
             service = subprocess.Popen(json.loads(image.last["CMD"]), cwd=srv, env=environ, stderr=output)
@@ -195,7 +221,9 @@ def test_as_compose_starts_it(installed: Path, image: Image, compose: dict, tmp_
             while healthy():
                 assert service.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
-            use(f"http://127.0.0.1:{port}")
+            use(f"http://127.0.0.1:{port}", metrics=404)
+            with proxy(Project(installed, installed / ".venv"), port) as nginx:
+                use(f"http://127.0.0.1:{nginx.port}", metrics=404)
             assert ask(f"http://127.0.0.1:{port + 1}", "/readyz")[0] == 200
             assert healthy() == 0
             database.close()

@@ -29,7 +29,7 @@ def checkout(template: Path, tmp_path: Path) -> Path:
 
 def make(folder: Path, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
     # The tools are there, so the files that say so are taken as newer than the requirements.
-    fresh = ["-o", ".venv/.bake", "-o", ".venv/.test", "-o", ".venv/bin/python"]
+    fresh = ["-o", ".venv/.bake", "-o", ".venv/.test", "-o", ".venv/bin/python", "UV="]
     command = ["make", *fresh, *args]
     env = os.environ | environ
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -58,7 +58,7 @@ def test_demo_bakes_once(checkout: Path):
     later = time.time() + 10
     os.utime(checkout / PROJECT / "wsgi.py", (later, later))
     third = make(checkout, "demo")
-    assert third.stdout.startswith("The template has changed since .demo/my_service was baked. 'rm -r .demo' lets")
+    assert third.stdout.startswith("The template has changed since .demo/my_service was made. 'rm -r .demo' lets")
     assert third.stdout.endswith("serving on 8000\n")
     assert (demo / "data.txt").read_text() == "mine"
 

@@ -1,13 +1,14 @@
 """Answers that cannot work are refused before a file exists, with one line that names the answer and the remedy."""
 
 import json
+import shlex
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from baking import Run
+from baking import Run, load
 
 SLUGS = [
     # (answer, what the line says about it)
@@ -106,10 +107,11 @@ def runs(template: Path, cli: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def refusal(result: subprocess.CompletedProcess[str], left: list[Path]) -> str:
-    """The one line of a run that was refused and left nothing."""
+    """The first line of a run that was refused and left nothing; the second is the command that asks again."""
     assert result.returncode == 1, result.stdout
-    (line,) = result.stderr.splitlines()
+    line, again = result.stderr.splitlines()
     assert line.startswith("Refused: ")
+    assert again.startswith("Again, with the other answers: cookiecutter ")
     assert [path.name for path in left] == ["work"]
     return line
 
@@ -132,6 +134,22 @@ def test_all_at_once(template: Path, tmp_path: Path, cli: Run):
     )
     assert all(name in line for name in ("project_slug 'My-App'", "author_name ''", "app_instances '0'"))
     assert "description" not in line
+
+
+def test_nothing_is_typed_twice(template: Path, tmp_path: Path, cli: Run):
+    """The command of the second line has the good answers, quoted, and none that was refused; it works."""
+    good = {"project_name": "Zoë's $HOME", "author_name": 'A "B" C', "postgres_max_connections": "200"}
+    (tmp_path / "work").mkdir()
+    answers = [f"{name}={answer}" for name, answer in good.items()]
+    result = cli(template, "--no-input", "project_slug=Not a slug", *answers, cwd=tmp_path / "work")
+    words = shlex.split(result.stderr.splitlines()[1].partition(": ")[2])
+    assert words[:2] == ["cookiecutter", str(template)]
+    assert not any(word.startswith("project_slug") for word in words)
+    assert cli(*words[1:], "--no-input", cwd=tmp_path / "work").returncode == 0
+    (project,) = (tmp_path / "work").iterdir()
+    defaults = load(project / "app" / "defaults.py")
+    assert good["project_name"] == defaults.SERVICE_TITLE
+    assert defaults.MAX_CONNECTIONS == 200
 
 
 def test_template_syntax_is_refused(template: Path, tmp_path: Path, cli: Run):

@@ -9,11 +9,12 @@ from baking import PROJECT, ROOT
 LOCKS = [
     ROOT / "requirements" / "bake.txt",
     ROOT / "requirements" / "test.txt",
+    ROOT / "requirements" / "deploy.txt",
     ROOT / PROJECT / "requirements" / "prod.txt",
     ROOT / PROJECT / "requirements" / "dev.txt",
     ROOT / "tests" / "bench" / "requirements.txt",
 ]
-BAKE, TEST, PROD, DEV, BENCH = LOCKS
+BAKE, TEST, DEPLOY, PROD, DEV, BENCH = LOCKS
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -36,7 +37,7 @@ def test_no_address_and_no_path(lock: Path):
     assert "://" not in text
     assert not re.search(r"(^|\s)/\w", text)
     assert "make lock" in text
-    assert ("{" + "{" in text) == (lock in {TEST, BENCH})
+    assert ("{" + "{" in text) == (lock in {TEST, DEPLOY, BENCH})
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)

@@ -18,6 +18,11 @@ CHECKS = [
     ("project", "actionlint", ".github/workflows/ci.yml"),
     ("project", "zizmor --offline --quiet", ".github/workflows/ci.yml"),
     ("project", "check-jsonschema --builtin-schema vendor.github-workflows", ".github/workflows/ci.yml"),
+    ("project", "actionlint", ".github/workflows/image.yml"),
+    ("project", "zizmor --offline --quiet", ".github/workflows/image.yml"),
+    ("project", "check-jsonschema --builtin-schema vendor.github-workflows", ".github/workflows/image.yml"),
+    ("project", "zizmor --offline --quiet", ".github/dependabot.yml"),
+    ("project", "check-jsonschema --builtin-schema vendor.dependabot", ".github/dependabot.yml"),
     ("project", "check-jsonschema --builtin-schema vendor.compose-spec", "compose.yaml"),
     ("project", "hadolint", "Dockerfile"),
 ]

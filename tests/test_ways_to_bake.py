@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from baking import PROJECT, Run, at_a_terminal, commit_all, files, git
+from baking import PROJECT, ROOT, Run, at_a_terminal, commit_all, files, git
 
 
 @pytest.fixture(scope="module")
@@ -117,29 +118,49 @@ def test_cruft_is_refused_too(repository: Path, tmp_path: Path):
 
 
 def test_cruft_updates_a_project(repository: Path, tmp_path: Path):
-    """A change of the template reaches a project that was baked before, and leaves the project's own changes alone."""
+    """The README's command, as it is written: over a project whose `app/` was changed everywhere, a template whose
+    `pooling/` has changed brings that, renders what is new, and conflicts with nothing."""
+    (command,) = re.findall(r"^\$ (cruft update.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     source = shutil.copytree(repository, tmp_path / "source")
-    assert (
-        cruft(
-            "create", source, "--no-input", "--extra-context", '{"project_name": "Zoë\'s \\"X\\""}', cwd=tmp_path
-        ).returncode
-        == 0
-    )
+    answers = '{"project_name": "Zoë\'s \\"X\\""}'
+    created = cruft("create", source, "--no-input", "--extra-context", answers, cwd=tmp_path)
+    assert created.returncode == 0, created.stderr
     project = tmp_path / "zoe_s_x"
-    with (project / "app" / "notes.py").open("a") as mine:
-        mine.write("\n# My own line.\n")
-    commit_all(project, "Baked, and changed by me")
+    mine = [path for path in (project / "app").rglob("*") if path.is_file()] + [project / "gunicorn.conf.py"]
+    for path in mine:
+        comment = {".html": "<!-- mine -->", ".css": "/* mine */"}.get(path.suffix, "# mine")
+        path.write_text(f"{comment}\n{path.read_text()}\n{comment}\n")
+    commit_all(project, "Made, and changed by me")
 
-    with (source / PROJECT / "app" / "defaults.py").open("a") as theirs:
-        theirs.write("\n# A new line of the template, for {{ cookiecutter.project_slug }}.\n")
-    (source / PROJECT / "app" / "new.py").write_text('"""A new file of the template."""\n')
+    theirs = [path for path in (source / PROJECT / "pooling").rglob("*") if path.suffix == ".py"]
+    assert len(theirs) > 10
+    for path in theirs:
+        lines = path.read_text().splitlines()
+        middle = len(lines) // 2
+        path.write_text("\n".join([lines[0], "", *lines[1:middle], *lines[middle:], "# The template moves on."]) + "\n")
+    with (source / PROJECT / "README.md").open("a") as readme:
+        readme.write("\nA new line, for {{ cookiecutter.project_slug }}.\n")
+    (source / PROJECT / "pooling" / "new.py").write_text('"""A new file of the template."""\n')
     commit_all(source, "The template moves on")
     assert cruft("check", cwd=project).returncode == 1
 
-    result = cruft("update", "--skip-apply-ask", cwd=project)
-    assert result.returncode == 0, result.stderr
-    assert (project / "app" / "defaults.py").read_text().endswith("\n# A new line of the template, for zoe_s_x.\n")
-    assert (project / "app" / "new.py").is_file()
-    assert (project / "app" / "notes.py").read_text().endswith("\n# My own line.\n")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    updated = subprocess.run(
+        ["sh", "-c", command],
+        cwd=project,
+        env=os.environ | {"PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert updated.returncode == 0, updated.stdout + updated.stderr
+    for file in theirs:
+        assert (project / "pooling" / file.relative_to(source / PROJECT / "pooling")).read_text() == file.read_text()
+    assert (project / "pooling" / "new.py").is_file()
+    assert (project / "README.md").read_text().endswith("\nA new line, for zoe_s_x.\n")
+    assert all(path.read_text().count("mine") >= 2 for path in mine)
+    assert not any("<<<<<<<" in path.read_text() for path in mine)
     assert list(project.rglob("*.rej")) == []
     assert cruft("check", cwd=project).returncode == 0

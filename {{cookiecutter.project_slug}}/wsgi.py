@@ -1,17 +1,24 @@
-"""What gunicorn and the `flask` command load."""
+"""What the `flask` command loads. gunicorn does not: gunicorn.conf.py makes an app for web workers."""
 
+import os
 import sys
 
 from flask import Flask
 
-from app import cli, create_app
-from app.config import SettingsError
+from app import create_app
+from app.config import Settings
+from pooling import SettingsError, cli
 
 try:
     app = create_app()
 except SettingsError as error:
     # `flask pool plan` is arithmetic, and most useful before anything is configured.
     if sys.argv[1:3] != ["pool", "plan"]:
-        raise SystemExit(str(error)) from None
+        hint = (
+            ""
+            if "APP_ENV" in os.environ
+            else "\nThese are production's rules; on your own machine set APP_ENV=development"
+        )
+        raise SystemExit(f"{error}{hint}") from None
     app = Flask(__name__)
-    app.cli.add_command(cli.pool)
+    cli.register(app, Settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MIB = 1024  # KiB
-LIBRARIES = ["flask", "sqlalchemy", "psycopg", "psycopg-pool", "gunicorn", "fastapi", "uvicorn", "asyncpg", "granian"]
+LIBRARIES = ["flask", "sqlalchemy", "psycopg", "psycopg-pool", "gunicorn", "fastapi", "uvicorn", "asyncpg"]
 
 
 def tree(root: int) -> list[int]:

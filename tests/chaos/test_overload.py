@@ -1,6 +1,7 @@
 """More clients than the service can serve: it serves as many as ever, and says so to the rest."""
 
 import contextlib
+import signal
 import subprocess
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from chaos.harness import (
     Postgres,
     Project,
     Result,
+    end,
     fetch,
     free_port,
     listens,
@@ -137,10 +139,8 @@ def guide(project: Project, postgres: Postgres) -> Iterator[int]:
         wait_for(lambda: fetch(port, "/").status == 200, 20, "answer")
         yield port
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        process.kill()
+        end(process, signal.SIGTERM, seconds=5)
+        process.wait()
 
 
 def test_guide(baked: Project, small: Postgres, long: bool) -> None:

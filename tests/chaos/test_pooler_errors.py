@@ -1,6 +1,6 @@
 """What the project's docs/connection-pooling.md says of PgBouncer and TLS: each error, and the settings.
 
-The project's own tests/test_docs.py makes all the other errors happen. Those that it leaves to this file are listed
+tests/inside/guide.py makes all the other errors happen. Those that it leaves to this file are listed
 there, and compared here.
 """
 
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -152,7 +153,7 @@ def test_errors(message: str, document: str, postgres: Postgres) -> None:
 
 def test_none_is_left_out(baked: Project) -> None:
     """What the project's tests leave to the template is provoked here."""
-    tests = ast.parse((baked.folder / "tests" / "test_docs.py").read_text())
+    tests = ast.parse((Path(__file__).parents[1] / "inside" / "guide.py").read_text())
     (left,) = (
         ast.literal_eval(node.value)
         for node in tests.body

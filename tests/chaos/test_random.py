@@ -131,7 +131,7 @@ def test_requests(baked: Project, postgres: Postgres, long: bool) -> None:
 
 @pytest.mark.long
 def test_sabotage_requests(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
-    name = "JSON without halves of surrogate pairs"
+    name = "the check for what Postgres cannot store"
     assert record(fuzzed(sabotaged(name), postgres, 1500), sabotaged=name).missed
 
 
@@ -181,7 +181,7 @@ def answered(template: Path, bake: Callable[..., Path], into: Path, count: int, 
         "a project that compiles, or one line that refuses; never a traceback",
     )  # fmt: skip
     hook = load(template / "hooks" / "pre_gen_project.py", "chaos_hook")
-    sizing = load(template / "{{cookiecutter.project_slug}}" / "app" / "sizing.py", "chaos_sizing")
+    sizing = load(template / "{{cookiecutter.project_slug}}" / "pooling" / "sizing.py", "chaos_sizing")
     names = ("project_name", "project_slug", "description", "author_name")
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []

@@ -1,16 +1,13 @@
-"""The database, unbound: the factory binds it to an app."""
+"""Flask extensions, unbound: the factory binds them to an app."""
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+import os
+from pathlib import Path
 from typing import Any
 
-from flask import current_app
+from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Executable, MetaData
-from sqlalchemy.engine import Connection
+from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
-
-from app.pools import RequestSession
 
 
 class Base(DeclarativeBase):
@@ -26,17 +23,14 @@ class Base(DeclarativeBase):
     )
 
 
-db = SQLAlchemy(model_class=Base, session_options={"class_": RequestSession})
+db = SQLAlchemy(model_class=Base)
+# Relative where it can be, since Alembic does not take every path.
+migrate = Migrate(directory=os.path.relpath(Path(__file__).parent.parent / "migrations"))
 
 
-def run(statement: Executable, values: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """Run one statement that is a whole transaction by itself, and return its rows.
-
-    It costs one round trip, where BEGIN and COMMIT around it would make three, and the connection is free again before
-    the rows are looked at. For more than one statement use `db.session` and `db.session.commit()`.
-    """
-    connect: Callable[[], AbstractContextManager[Connection]] = current_app.extensions["one_statement"]
-    with connect() as connection:
-        result = connection.execute(statement, values)
-        names, rows = tuple(result.keys()), result.all()
-    return [dict(zip(names, row, strict=True)) for row in rows]
+@migrate.configure
+def escape_percent(config: Any) -> Any:
+    """In the name of a folder, Alembic would take % for the beginning of a variable."""
+    variables = config.file_config.defaults()
+    variables["here"] = variables["here"].replace("%", "%%")
+    return config

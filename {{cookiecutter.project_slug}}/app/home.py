@@ -11,18 +11,13 @@ bp = Blueprint("home", __name__)
 @bp.get("/")
 def home() -> Response | str:
     settings: Settings = current_app.extensions["settings"]
-    links = {
-        "notes": url_for("notes.page"),
-        "liveness": url_for("health.livez"),
-        "readiness": url_for("health.readyz"),
-        "metrics": url_for("metrics.show"),
-    }
-    facts = {
-        "name": defaults.SERVICE_TITLE,
-        "description": defaults.SERVICE_DESCRIPTION,
-        "environment": settings.environment.value,
-        "plan": settings.plan.sum,
-    }
+    plan = settings.plan
+    links = {"notes": url_for("notes.page")}
+    facts = {"name": defaults.SERVICE_TITLE, "description": defaults.SERVICE_DESCRIPTION}
+    if not settings.in_production:  # the numbers are nobody else's business
+        links["metrics"] = url_for("pooling_metrics.show")
+        facts |= {"environment": settings.app_env.value, "plan": plan.sum}
+    links |= {"readiness": url_for("pooling_health.readyz"), "liveness": url_for("pooling_health.livez")}
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        return render_template("index.html", links=links, **facts)
+        return render_template("index.html", links=links, numbers=plan, host=request.host_url, **facts)
     return jsonify(links=links, **facts)

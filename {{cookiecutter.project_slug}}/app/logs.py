@@ -1,67 +1,74 @@
-"""Logs: one JSON object a line in production, plain lines elsewhere, and the request id on both.
+"""Logs, by the logging module: one JSON object a line in production, plain lines elsewhere; the request id on both."""
 
-python-json-logger, because it is a formatter for the logging module that everything here already uses (gunicorn and
-SQLAlchemy too), where structlog would be a second way to log.
-"""
-
+import contextlib
+import fcntl
 import logging
 import os
-from collections.abc import Callable
-from typing import Any
+import re
+import sys
+from typing import Any, TextIO
+from urllib.parse import quote
 
-import msgspec
-from flask import has_request_context, request
+from flask import g, has_request_context
 
 from app.config import Environment
-from app.observe import REQUEST_ID, AccessLine
 
 PLAIN = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(name)s %(process)d %(request_id)s %(message)s"
 
-AccessLog = Callable[[AccessLine], None]
+
+COLOURS = {"WARNING": 33, "ERROR": 31, "CRITICAL": 31}
+IN_COLOUR = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 
 class RequestIdFilter(logging.Filter):
-    """Puts the id of the current request on each record that has none yet."""
+    """Puts the id of the current request on each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not hasattr(record, "request_id"):
-            record.request_id = request.environ.get(REQUEST_ID, "-") if has_request_context() else "-"
+        if not hasattr(record, "request_id"):  # it has one where a thread speaks of another one's request
+            record.request_id = g.get("request_id", "-") if has_request_context() else "-"
         return True
 
 
-def access_log(environment: Environment) -> AccessLog | None:
-    """What writes the line of a request; tests have none.
+class PlainFormatter(logging.Formatter):
+    """For people. What a client sent cannot begin a line or move the cursor: further lines of a record are indented,
+    and what is not printable is shown as an escape."""
 
-    Not through the logging module: a record, its handlers and its formatter cost several times what the line does,
-    for each request, and a handler's lock is held while it formats and writes. This is one write, and takes no lock.
-    """
-    return {Environment.PRODUCTION: _write_json, Environment.DEVELOPMENT: _write_plain}.get(environment)
-
-
-def _write_json(line: AccessLine) -> None:
-    _write(msgspec.json.encode(line))
-
-
-def _write_plain(line: AccessLine) -> None:
-    text = (
-        f"{line.timestamp.astimezone():%Y-%m-%d %H:%M:%S} {line.level:7} {line.name} [{line.request_id}] "
-        f"{line.method} {line.path} {line.status} in {line.duration_ms} ms from {line.remote_address}"
-    )
-    _write(text.encode(errors="replace"))
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.name == "app.access":
+            of = vars(record)
+            path = quote(of["path"])
+            text += f" {of['method']} {path} {of['status']} in {of['duration_ms']} ms from {of['remote_address']}"
+        text = text.replace("\n", "\n    ")
+        text = "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
+        colour = COLOURS.get(record.levelname) if IN_COLOUR else None
+        return f"\033[{colour}m{text}\033[0m" if colour else text
 
 
-def _write(line: bytes) -> None:
-    try:  # noqa: SIM105  # contextlib.suppress costs more, for each request
-        os.write(2, line + b"\n")
-    except OSError:  # a line that cannot be written fails no request
-        pass
+class NoiseFilter(logging.Filter):
+    """Leaves out what gunicorn says of its own doings each time it starts, reloads and stops."""
+
+    NOISE = re.compile("(Starting|Listening|Using worker|Booting|Reloader is|Handling|Worker exiting|Worker .*SIGQUIT)")
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.NOISE.match(record.getMessage())
+
+
+class WholeLines(logging.StreamHandler[TextIO]):
+    """A pipe takes 4096 bytes at once, so longer lines of two workers would be mixed: one writes while others wait."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # not a file
+            fcntl.lockf(self.stream, fcntl.LOCK_EX)
+        super().emit(record)
+        with contextlib.suppress(OSError):
+            fcntl.lockf(self.stream, fcntl.LOCK_UN)
 
 
 def config_for(environment: Environment) -> dict[str, Any]:
     """A `dictConfig` for this app and for gunicorn alike."""
-    in_production = environment is Environment.PRODUCTION
-    plain = {"format": PLAIN}
+    plain = {"()": PlainFormatter, "fmt": PLAIN}
     as_json = {
         "()": "pythonjsonlogger.json.JsonFormatter",
         "fmt": JSON,
@@ -71,14 +78,17 @@ def config_for(environment: Environment) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"request_id": {"()": RequestIdFilter}},
-        "formatters": {"line": as_json if in_production else plain},
-        "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["request_id"]},
-        },
+        "filters": {"request_id": {"()": RequestIdFilter}, "noise": {"()": NoiseFilter}},
+        "formatters": {"line": as_json if environment is Environment.PRODUCTION else plain},
+        "handlers": {"stderr": {"()": WholeLines, "formatter": "line", "filters": ["request_id"]}},
         "root": {"level": "INFO", "handlers": ["stderr"]},
         "loggers": {
-            "gunicorn.error": {"level": "INFO", "propagate": True, "handlers": []},
+            "gunicorn.error": {
+                "level": "INFO",
+                "propagate": True,
+                "handlers": [],
+                "filters": [] if environment is Environment.PRODUCTION else ["noise"],
+            },
             "alembic": {"level": "WARNING"},
         },
     }

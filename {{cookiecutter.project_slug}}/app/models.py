@@ -1,4 +1,4 @@
-"""The tables. `notes` is the example: delete it together with notes.py and its migration."""
+"""The tables. `Note` is the example: README.md says how to delete it."""
 
 from datetime import UTC, datetime
 
@@ -6,12 +6,10 @@ from sqlalchemy import BigInteger, DateTime, Integer, String, Text, TypeDecorato
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.extensions import Base
+from app.extensions import db
 
-MAX_ID = 2**63 - 1
-MAX_TITLE = 200
-# So that the largest page, asked for by all threads at once, fits in the memory that a worker is planned with.
-MAX_BODY = 10_000
+# SQLite numbers rows by itself for INTEGER only.
+BigIntegerId = BigInteger().with_variant(Integer, "sqlite")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -26,16 +24,15 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-def _now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Note(Base):
+class Note(db.Model):
     __tablename__ = "notes"
 
-    # SQLite numbers rows by itself for INTEGER only.
-    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    title: Mapped[str] = mapped_column(String(MAX_TITLE))
+    id: Mapped[int] = mapped_column(BigIntegerId, primary_key=True)
+    title: Mapped[str] = mapped_column(String(200))
     body: Mapped[str] = mapped_column(Text, default="")
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=_now, onupdate=_now)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=utc_now, onupdate=utc_now)

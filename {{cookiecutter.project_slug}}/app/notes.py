@@ -1,97 +1,117 @@
 """The example resource: notes that are created, listed page by page, read, changed and deleted.
 
-Each view is one statement, so each is run as a transaction of its own: one round trip. The statements are built once,
-at import, on the table's columns, since there are no objects to track in a request that is one statement.
+Reads are single statements, so they go by `run`: one round trip. Writes go by `db.session`, as in any Flask-SQLAlchemy
+app.
 """
 
-from typing import Any, cast
+from datetime import datetime
+from typing import Annotated, Any
 
-from flask import Blueprint, Response, jsonify, request, url_for
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
-from sqlalchemy import Table, bindparam, delete, insert, select, update
-from werkzeug.exceptions import NotFound
+from flask import Blueprint, Response, abort, jsonify, request, url_for
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from sqlalchemy import select
 
-from app.extensions import run
-from app.models import MAX_BODY, MAX_ID, MAX_TITLE, Note
+from app.errors import valid
+from app.extensions import db
+from app.models import Note
+from pooling import run
 
+MAX_ID = 2**63 - 1
 MAX_PAGE = 100
 
 bp = Blueprint("notes", __name__, url_prefix="/api/notes")
 
-TABLE = cast("Table", Note.__table__)
-THIS = TABLE.c.id == bindparam("note_id")
-GET = select(TABLE).where(THIS)
-PAGE = select(TABLE).where(TABLE.c.id > bindparam("after")).order_by(TABLE.c.id).limit(bindparam("limit"))
-CREATE = insert(TABLE).returning(TABLE)
-CHANGE = update(TABLE).where(THIS).returning(TABLE)
-DELETE = delete(TABLE).where(THIS).returning(TABLE.c.id)
 
-
-def storable(text: str) -> None:
-    """Postgres takes no NUL in text."""
+def storable(text: str) -> str:
     if "\x00" in text:
-        raise ValidationError("Contains a character that cannot be stored.")
+        raise ValueError("Postgres stores no NUL character")
+    return text
 
 
-class NoteSchema(Schema):
-    title = fields.String(required=True, validate=[validate.Length(1, MAX_TITLE), storable])
-    body = fields.String(load_default="", validate=[validate.Length(0, MAX_BODY), storable])
+Text = Annotated[str, AfterValidator(storable)]
 
 
-class PageSchema(Schema):
-    limit = fields.Integer(load_default=20, validate=validate.Range(1, MAX_PAGE))
-    after = fields.Integer(load_default=0, validate=validate.Range(0, MAX_ID))
+class NoteIn(BaseModel):
+    """What a client sends."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    title: Text = Field(min_length=1, max_length=200)
+    # So that the largest page, asked for by all threads at once, fits in the memory that a worker is planned with.
+    body: Text = Field("", max_length=10_000)
 
 
-note_schema = NoteSchema(unknown=RAISE)
-page_schema = PageSchema(unknown=RAISE)
+class NoteOut(BaseModel):
+    """What a client gets."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    title: str
+    body: str
+    created_at: datetime
+    updated_at: datetime
 
 
-def given() -> dict[str, Any]:
-    """The note in the request's body."""
-    return dict(note_schema.load(request.get_json()))
+class Page(BaseModel):
+    """Which notes a client asks for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=MAX_PAGE)
+    after: int = Field(0, ge=0, le=MAX_ID)
+
+
+def as_json(note: Any) -> dict[str, Any]:
+    """A row or a Note."""
+    return NoteOut.model_validate(note).model_dump(mode="json")
 
 
 @bp.url_value_preprocessor
-def no_larger_than_an_id(endpoint: str | None, values: dict[str, Any] | None) -> None:
-    """What is too large for the column is nobody's id: not found, where Postgres would raise."""
+def find_no_larger_id(endpoint: str | None, values: dict[str, Any] | None) -> None:
+    """A number that is too large for the column is the id of no note. The database would call it an error."""
     if values and values.get("note_id", 0) > MAX_ID:
-        raise NotFound(f"There is no note {values['note_id']}.")
-
-
-def only(rows: list[dict[str, Any]], note_id: int) -> dict[str, Any]:
-    """The one row, or 404."""
-    if not rows:
-        raise NotFound(f"There is no note {note_id}.")
-    return rows[0]
+        abort(404, f"There is no note {values['note_id']}.")
 
 
 @bp.get("")
 def page() -> Response:
     """One page, oldest first: `next` is the `after` of the page that follows, null on the last one."""
-    wanted = page_schema.load(request.args.to_dict())
-    rows = run(PAGE, {"after": wanted["after"], "limit": wanted["limit"] + 1})
-    items = rows[: wanted["limit"]]
+    wanted = valid(Page, request.args.to_dict())
+    rows = run(select(Note).where(Note.id > wanted.after).order_by(Note.id).limit(wanted.limit + 1))
+    items = [as_json(row) for row in rows[: wanted.limit]]
     return jsonify(items=items, next=items[-1]["id"] if len(rows) > len(items) else None)
 
 
 @bp.post("")
 def create() -> tuple[Response, int, dict[str, str]]:
-    note = run(CREATE, given())[0]
-    return jsonify(note), 201, {"Location": url_for("notes.read", note_id=note["id"])}
+    note = Note(**valid(NoteIn, request.get_json()).model_dump())
+    db.session.add(note)
+    db.session.flush()  # the note gets its id; after the commit, it would be read once more
+    created = as_json(note)
+    db.session.commit()
+    return jsonify(created), 201, {"Location": url_for("notes.read", note_id=created["id"])}
 
 
 @bp.get("/<int:note_id>")
 def read(note_id: int) -> Response:
-    return jsonify(only(run(GET, {"note_id": note_id}), note_id))
+    rows = run(select(Note).where(Note.id == note_id))
+    return jsonify(as_json(rows[0])) if rows else abort(404, f"There is no note {note_id}.")
 
 
 @bp.put("/<int:note_id>")
 def change(note_id: int) -> Response:
-    return jsonify(only(run(CHANGE, {"note_id": note_id, **given()}), note_id))
+    note = db.get_or_404(Note, note_id, description=f"There is no note {note_id}.")
+    for name, value in valid(NoteIn, request.get_json()).model_dump().items():
+        setattr(note, name, value)
+    db.session.flush()
+    changed = as_json(note)
+    db.session.commit()
+    return jsonify(changed)
 
 
 @bp.delete("/<int:note_id>")
 def remove(note_id: int) -> tuple[str, int]:
-    only(run(DELETE, {"note_id": note_id}), note_id)
+    db.session.delete(db.get_or_404(Note, note_id, description=f"There is no note {note_id}."))
+    db.session.commit()
     return "", 204

@@ -1,57 +1,110 @@
-"""How Alembic runs here: on the app's own engine, one copy at a time, and never waiting long for a lock.
+"""How Alembic runs here: one process at a time, never waiting long for a lock, and on SQLite without losing rows.
 
-Several copies of a deploy may start `flask db upgrade` at once: an advisory lock lets one work while the others wait,
-and then find nothing left to do. A lock on a table is waited for LOCK_TIMEOUT only, and then tried for again, since
-every query that arrives in the meantime queues up behind the one that waits.
+Several instances of a deploy may start `flask db upgrade` at once: an advisory lock lets one work while the others
+wait, and then find nothing left to do. A lock on a table is waited for LOCK_TIMEOUT only, and then tried for again,
+since every query that arrives in the meantime queues up behind the one that waits.
 
-Outside web workers the engine has a NullPool (app/pools.py). A migration takes two connections out of
-DB_RESERVED_CONNECTIONS: one that holds the advisory lock, in a transaction so that it holds through a pooler too, and
-one that works, which may leave its transaction for a CREATE INDEX CONCURRENTLY.
+A migration takes two connections out of DB_RESERVED_CONNECTIONS: one that holds the advisory lock, in a transaction so
+that it holds through a pooler too, and one that works, which may leave its transaction for CREATE INDEX CONCURRENTLY.
 """
 
 import logging
 import sys
 import time
+import traceback
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
 
 from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from alembic.operations.ops import AddColumnOp, OpContainer, UpgradeOps
+from alembic.script.revision import MultipleHeads
+from alembic.util import CommandError
 from flask import current_app
 from psycopg.errors import LockNotAvailable
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.sql import elements, functions
 
 from app import defaults
-from app.extensions import Base, db
+from app.extensions import db
 
 LOCK_ID = zlib.crc32(defaults.SERVICE_NAME.encode())
-LONGEST_WAIT_FOR_ANOTHER_COPY = "10min"
+LONGEST_WAIT_FOR_ANOTHER_INSTANCE = "10min"
 LOCK_TIMEOUT = "1s"
 ATTEMPTS = 10
 PAUSE_SECONDS = 0.5
+# What a role or a database may limit, for the sake of requests.
+LIMITS = (
+    *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
+    *("idle_session_timeout", "transaction_timeout"),
+)
+HOW_TO_FILL_ROWS = (
+    'rows that exist have no value for it; give it one in the model, such as server_default="" or'
+    " server_default=sa.false() (a default= of Python's is for new rows only), or allow None"
+)
 
-log = logging.getLogger("alembic.env")
-options = current_app.extensions["migrate"].configure_args
+log = logging.getLogger("migrations")  # what is below "alembic" is shown by nobody
 
 
-def migrate(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True, **options)
+def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
+    """A migration has to go on working when the app has moved on, so it names the database's type and not the app's.
+    It also has to work on SQLite in development, so it says `sa.func.now()` and not what Postgres calls that."""
+    if kind == "type" and type(item).__module__.partition(".")[0] == "app":
+        return f"sa.{item.impl_instance!r}"
+    if kind == "server_default":
+        default = getattr(item, "arg", None)
+        names: dict[type, str] = {elements.True_: "sa.true()", elements.False_: "sa.false()"}
+        names[functions.now] = "sa.func.now()"
+        return names.get(type(default), False)
+    return False
+
+
+def look_at_what_was_found(ctx: object, revision: object, directives: list[Any]) -> None:
+    """Before `flask db migrate` writes a file: is there anything to write, and will it work where rows exist?"""
+    if not getattr(context.config.cmd_opts, "autogenerate", False):
+        return
+    found: UpgradeOps = directives[0].upgrade_ops
+    if found.is_empty():
+        sys.exit("the models are as the migrations leave them: there is nothing to migrate")
+    for column in added_columns(found):
+        if not column.nullable and not (column.server_default or column.computed or column.identity):
+            log.warning("%s is NOT NULL, and %s", column.name, HOW_TO_FILL_ROWS)
+
+
+def added_columns(container: OpContainer) -> Iterator[Any]:
+    for operation in container.ops:
+        if isinstance(operation, AddColumnOp):
+            yield operation.column
+        elif isinstance(operation, OpContainer) and operation.ops:
+            yield from added_columns(operation)
+
+
+options = {
+    "target_metadata": db.metadata,
+    "transaction_per_migration": True,
+    "render_item": render_item,
+    "process_revision_directives": look_at_what_was_found,
+    **current_app.extensions["migrate"].configure_args,
+}
+
+
+def migrate(connection: Connection, **more: Any) -> None:
+    context.configure(connection=connection, **options, **more)
     with context.begin_transaction():
         context.run_migrations()
 
 
 def migrate_on_postgres(engine: Engine) -> None:
-    try:
-        guard = engine.connect()
-    except OperationalError as error:
-        sys.exit(f"the database cannot be reached: {str(error.orig).strip()}")
-    with guard:
-        guard.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-        guard.execute(text(f"SET LOCAL lock_timeout = '{LONGEST_WAIT_FOR_ANOTHER_COPY}'"))
+    with connect(engine) as guard:
+        guard.execute(text(f"SET LOCAL lock_timeout = '{LONGEST_WAIT_FOR_ANOTHER_INSTANCE}'"))
         guard.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": LOCK_ID})
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with engine.connect() as connection:
+                with connect(engine) as connection:
                     event.listen(connection, "begin", limit_the_wait)
                     migrate(connection)
                 return
@@ -62,16 +115,70 @@ def migrate_on_postgres(engine: Engine) -> None:
                 time.sleep(PAUSE_SECONDS)
 
 
+def connect(engine: Engine) -> Connection:
+    """A connection without the limits of a role or a database. It does not go back to the pool, which has them."""
+    connection = engine.connect()
+    connection.detach()
+    # Behind a pooler a setting must not outlive the transaction: the next client would have it.
+    local = current_app.extensions["pooling"].settings.db_pooler != "none"
+    lift = f"SELECT set_config(name, '0', {local}) FROM pg_settings WHERE name IN {LIMITS}"  # noqa: S608  # constants
+    event.listen(connection, "begin", lambda begun: begun.exec_driver_sql(lift))
+    return connection
+
+
 def limit_the_wait(connection: Connection) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
 
 
-if context.is_offline_mode():
-    context.configure(url=db.engine.url, target_metadata=Base.metadata, literal_binds=True)
-    with context.begin_transaction():
-        context.run_migrations()
-elif db.engine.dialect.name == "postgresql":
-    migrate_on_postgres(db.engine)
-else:
-    with db.engine.connect() as only:
-        migrate(only)
+def migrate_on_sqlite(engine: Engine) -> None:
+    """SQLite changes a table by making a new one, and dropping the old one deletes what refers to it by ON DELETE
+    CASCADE. So foreign keys are off meanwhile, and are looked at before each migration is committed. Python's driver
+    begins no transaction for DDL by itself; with one, a migration that fails leaves nothing behind."""
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+        connection.rollback()
+        driver: Any = connection.connection.dbapi_connection
+        driver.isolation_level = None
+        event.listen(connection, "begin", lambda begun: begun.exec_driver_sql("BEGIN"))
+        migrate(connection, transactional_ddl=True, on_version_apply=refuse_dangling_rows)
+        connection.invalidate()  # a pool must not lend it again as it is
+
+
+def refuse_dangling_rows(ctx: Any, **_: Any) -> None:
+    if broken := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+        rows = ", ".join(f"row {row[1]} of {row[0]} refers to {row[2]}" for row in broken[:5])
+        sys.exit(f"the migration would leave rows that refer to nothing, and was not applied: {rows}")
+
+
+def in_one_line(error: SQLAlchemyError) -> str:
+    """Which line of which migration failed, what the database said, and what to do."""
+    said = " ".join(str(getattr(error, "orig", error)).split())
+    if isinstance(error, OperationalError) and error.connection_invalidated is False and error.statement is None:
+        return f"the database cannot be reached: {said}"
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [frame for frame in frames if Path(frame.filename).parent.name == "versions"]
+    where = f"{Path(files[-1].filename).name}, line {files[-1].lineno}: " if files else ""
+    no_value = any(each in said for each in ("NOT NULL column", "NOT NULL constraint failed", "contains null values"))
+    return f"the migration was not applied: {where}{said}" + (f"; {HOW_TO_FILL_ROWS}" if no_value else "")
+
+
+def main() -> None:
+    if context.is_offline_mode():
+        context.configure(url=db.engine.url, literal_binds=True, **options)
+        with context.begin_transaction():
+            context.run_migrations()
+    elif db.engine.dialect.name == "postgresql":
+        migrate_on_postgres(db.engine)
+    else:
+        migrate_on_sqlite(db.engine)
+
+
+try:
+    main()
+except SQLAlchemyError as error:
+    sys.exit(in_one_line(error))
+except CommandError as error:
+    if not isinstance(error.__cause__, MultipleHeads):
+        raise
+    heads = ", ".join(context.script.get_heads())
+    sys.exit(f'two migrations follow the same one ({heads}); join them: flask db merge -m "merge" heads')

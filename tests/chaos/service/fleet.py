@@ -6,19 +6,18 @@ import sys
 
 import sqlalchemy as sa
 
-from app import pools
-from app.config import Settings
+from app.config import Settings, engine_options
 
-settings = Settings.from_env(os.environ)
+settings = Settings.load()
 copies, each = int(sys.argv[1]), int(sys.argv[2])
-options = pools.engine_options(settings, web=True)
+options = engine_options(settings, settings.database, "web")
 stop_read, stop_write = os.pipe()
 count_read, count_write = os.pipe()
 
 for _ in range(copies):
     if os.fork() == 0:
         os.close(stop_write)
-        engine = sa.create_engine(settings.database_url, **(options | {"pool_size": each, "max_overflow": 0}))
+        engine = sa.create_engine(settings.database, **(options | {"pool_size": each, "max_overflow": 0}))
         held, failed = [], 0
         for _ in range(each):
             try:

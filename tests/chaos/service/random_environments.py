@@ -1,16 +1,19 @@
 """Random environments against the settings, in one process: `python random_environments.py COUNT`."""
 
 import json
+import os
 import sys
 from collections import Counter
+from unittest import mock
 
 import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pooling import SettingsError
 
-from app import pools
-from app.config import NAMES, Settings, SettingsError
+from app.config import Settings, engine_options
 
+NAMES = {name.upper() for name in Settings.model_fields}
 SECRET = "correcthorsebatterystaple0123456789xyz"  # noqa: S105
 PASSWORD = "hunter2hunter2"  # noqa: S105
 NUMBER = st.integers(0, 40).map(str) | st.integers(-5, 10**7).map(str) | st.floats(allow_nan=True).map(str)
@@ -53,7 +56,8 @@ outcomes: Counter[str] = Counter()
 def start(changes: dict[str, str], sane: dict[str, str]) -> None:
     environ = {**sane, **changes}
     try:
-        made = Settings.from_env(environ)
+        with mock.patch.dict(os.environ, environ, clear=True):
+            made = Settings.load()
     except SettingsError as error:
         refusal = error
     else:
@@ -66,7 +70,7 @@ def start(changes: dict[str, str], sane: dict[str, str]) -> None:
         assert not [part for part in (PASSWORD, SECRET) if part in text], f"a secret in: {text}"
         return
     outcomes["served"] += 1
-    sa.create_engine(made.database_url, **pools.engine_options(made, web=True))
+    sa.create_engine(made.database, **engine_options(made, made.database, "web"))
     plan = made.plan
     assert not [part for part in (PASSWORD, SECRET) if part in repr(made)], "a secret in the settings' repr"
     assert plan.slots >= 2

@@ -1,0 +1,63 @@
+"""Requests that hang in something that is not the database: an outbound call without a timeout."""
+
+import re
+import threading
+import time
+from collections.abc import Callable
+
+from chaos.harness import Copy, Postgres, Project, Result, fetch, record, wait_for
+
+WEB_TIMEOUT = 4
+SECONDS = 25
+# One worker with two threads, and a ladder of times below WEB_TIMEOUT.
+LEAST = {
+    "WEB_CONCURRENCY": 1,
+    "WEB_THREADS": 2,
+    "WEB_TIMEOUT": WEB_TIMEOUT,
+    "WEB_GRACEFUL_TIMEOUT": WEB_TIMEOUT,
+    "DB_CONNECT_TIMEOUT": 2,
+    "DB_POOL_TIMEOUT": 2,
+    "DB_STATEMENT_TIMEOUT": 3,
+}
+
+
+def hang(project: Project, postgres: Postgres) -> Result:
+    """Two requests of 25 seconds take both threads of the only worker."""
+    result = Result(
+        "Every thread hangs", f"2 requests of {SECONDS} s on 1 x 2, WEB_TIMEOUT={WEB_TIMEOUT}",
+        "served again within 2 x WEB_TIMEOUT; logs, metrics and probes say why",
+    )  # fmt: skip
+    with Copy(project, postgres.url(), **LEAST) as copy:
+        began, probes, told = time.monotonic(), set(), set()
+        for _ in range(2):
+            threading.Thread(target=copy.get, args=(f"/chaos/slow?s={SECONDS}",), daemon=True).start()
+        time.sleep(0.5)
+
+        def served() -> bool:
+            probes.update((path, fetch(copy.probe_port, path).status) for path in ("/livez", "/readyz"))
+            if copy.metric("web_slots_over_limit") == 2:
+                told.add("web_slots_over_limit")
+            return fetch(copy.port, "/livez", timeout=0.3).status == 200
+
+        try:
+            wait_for(served, SECONDS - 5, "answer")
+        except TimeoutError:
+            result.expect(False, f"no answer in {SECONDS - 5} s")
+        seconds = time.monotonic() - began
+        stacks = len(re.findall("/chaos/slow' has not got on", copy.text()))
+        replaced = copy.metric("web_workers_replaced_total")
+        result.counted = {"served after s": round(seconds, 1), "stacks": stacks, "replaced": int(replaced)}
+    result.expect(seconds <= 2 * WEB_TIMEOUT, f"served after {seconds:.1f} s")
+    result.expect({("/livez", 503), ("/readyz", 503)} <= probes, f"the probes said {sorted(probes, key=str)}")
+    result.expect(stacks == 2 and replaced == 1 and bool(told), f"{stacks} stacks, {replaced:g} replaced, {told}")
+    return result
+
+
+def test_every_thread_hangs(baked: Project, postgres: Postgres) -> None:
+    assert not record(hang(baked, postgres)).missed
+
+
+def test_sabotage_heartbeat(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
+    """As stock gthread: the heartbeat goes on, and nobody is replaced."""
+    name = "the heartbeat that stops"
+    assert record(hang(sabotaged(name), postgres), sabotaged=name).missed

@@ -1,0 +1,233 @@
+"""Places where people run the service: sockets of every kind, supervisors, containers, and checkouts with other line
+ends. Each is the real thing, around the server that a bake installs."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from baking import Run
+from serving import CLEAN, free_port, metrics_folders, postgres, run
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+SECONDS = 30
+# As systemd starts a service that has a socket: it is file 3, and its variables name the process.
+ACTIVATED = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.execvpe(sys.argv[2], sys.argv[2:], os.environ | {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())})
+"""
+
+
+@pytest.fixture(scope="module")
+def environ(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Production's, with a database that has been migrated."""
+    with postgres(installed, tmp_path_factory.mktemp("database") / "data", "service") as url:
+        environ = CLEAN | {"DATABASE_URL": url, "SECRET_KEY": secrets.token_hex(32), "WEB_CONCURRENCY": "1"}
+        migrated = run(".venv/bin/flask db upgrade", installed, **environ)
+        assert migrated.returncode == 0, migrated.stdout
+        yield environ
+
+
+def ask(address: Any, path: str = "/readyz", before: str = "") -> str:
+    """The whole answer."""
+    with socket.socket(socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET) as connection:
+        connection.settimeout(SECONDS)
+        connection.connect(str(address) if isinstance(address, Path) else address)
+        connection.sendall(f"{before}GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        with connection.makefile("rb") as answer:
+            return answer.read().decode()
+
+
+def is_ready(address: Any, before: str = "", path: str = "/readyz") -> bool:
+    with contextlib.suppress(OSError):
+        return ask(address, path, before).startswith("HTTP/1.1 200")
+    return False
+
+
+def wait_until(condition: Any, log: Path) -> None:
+    give_up = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < give_up, log.read_text()
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def serving(
+    project: Path,
+    log: Path,
+    words: list[Any],
+    environ: dict[str, str],
+    address: Any,
+    before: str = "",
+    path: str = "/readyz",
+    **more: Any,
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Until it is ready, and while the context lasts; then it is told to stop, and leaves nothing."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            words, cwd=project, env=environ, stdout=output, stderr=output, start_new_session=True, **more
+        )
+    try:
+        wait_until(lambda: server.poll() is not None or is_ready(address, before, path), log)
+        assert server.poll() is None, log.read_text()
+        folders = metrics_folders(server.pid)
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.send_signal(signal.SIGTERM)
+        server.wait(SECONDS)
+    assert server.returncode == 0, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert [folder for folder in folders if folder.exists()] == []
+
+
+def test_a_unix_socket(installed: Path, environ: dict[str, str], tmp_path: Path):
+    """As behind nginx on one machine."""
+    address, port = tmp_path / "s", str(free_port())
+    words = [".venv/bin/gunicorn", "--bind", f"unix:{address}"]
+    with serving(installed, tmp_path / "log", words, environ | {"PORT": port}, address):
+        assert '"items"' in ask(address, "/api/notes")
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_a_socket_of_systemd(installed: Path, environ: dict[str, str], tmp_path: Path, kind: str):
+    """The socket waits before the service is there; the port that it has is not in use by somebody else."""
+    port = free_port()
+    address: Any = tmp_path / "s" if kind == "unix" else ("127.0.0.1", port)
+    made = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
+    with contextlib.closing(made):
+        made.bind(str(address) if kind == "unix" else address)
+        made.listen()
+        words = [sys.executable, "-c", ACTIVATED, str(made.fileno()), ".venv/bin/gunicorn"]
+        more = environ | {"PORT": str(port)}
+        with serving(installed, tmp_path / "log", words, more, address, pass_fds=[made.fileno()]):
+            assert '"items"' in ask(address, "/api/notes")
+
+
+def test_proxy_protocol(installed: Path, environ: dict[str, str], tmp_path: Path):
+    """As behind a load balancer for TCP: the client that it names is the one that is logged."""
+    port = free_port()
+    words, before = [".venv/bin/gunicorn", "--proxy-protocol"], "PROXY TCP4 203.0.113.7 10.0.0.1 5000 80\r\n"
+    with serving(installed, tmp_path / "log", words, environ | {"PORT": str(port)}, ("127.0.0.1", port), before):
+        assert '"items"' in ask(("127.0.0.1", port), "/api/notes", before)
+    assert "203.0.113.7" in (tmp_path / "log").read_text()
+
+
+def test_a_user_without_a_name_and_a_home(installed: Path, environ: dict[str, str], tmp_path: Path):
+    """As on OpenShift. The database does not take it for anybody it knows, and is said to be missing."""
+    port, log = free_port(), tmp_path / "log"
+    more = {name: value for name, value in environ.items() if name not in {"HOME", "USER", "LOGNAME"}}
+    words = ["unshare", "--user", "--map-user=12345", "--map-group=12345", ".venv/bin/gunicorn"]
+    with serving(installed, log, words, more | {"PORT": str(port)}, ("127.0.0.1", port), path="/livez"):
+        assert "http_request_seconds_count" in ask(("127.0.0.1", port + 1), "/metrics")
+
+
+def test_shared_memory_that_cannot_be_written(installed: Path, environ: dict[str, str], tmp_path: Path):
+    """As in a container whose filesystems are all read-only but /tmp."""
+    port = free_port()
+    alone = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    words = [*alone, "sh", "-c", "mount -o remount,ro,bind /dev/shm && exec .venv/bin/gunicorn"]
+    before = set(SHARED_MEMORY.glob("metrics-*"))
+    with serving(installed, tmp_path / "log", words, environ | {"PORT": str(port)}, ("127.0.0.1", port)):
+        assert '"items"' in ask(("127.0.0.1", port), "/api/notes")
+        assert "http_request_seconds_count" in ask(("127.0.0.1", port + 1), "/metrics")
+        assert set(SHARED_MEMORY.glob("metrics-*")) <= before
+
+
+def mine(pid: int) -> list[Path]:
+    """The folders of metrics that a master has."""
+    found = []
+    for folder in SHARED_MEMORY.glob("metrics-*"):
+        with contextlib.suppress(OSError):
+            found += [folder] if (folder / "pid").read_text() == str(pid) else []
+    return found
+
+
+def test_a_daemon_leaves_nothing(installed: Path, environ: dict[str, str], tmp_path: Path):
+    """gunicorn --daemon, and later a signal."""
+    port, log = free_port(), tmp_path / "log"
+    words = f".venv/bin/gunicorn --daemon --pid {tmp_path}/pid --log-file {log}"
+    started = run(words, installed, **environ, PORT=str(port))
+    assert started.returncode == 0, started.stdout
+    wait_until((tmp_path / "pid").exists, log)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        wait_until(lambda: is_ready(("127.0.0.1", port)), log)
+        assert len(mine(pid)) == 1
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), log)
+    assert mine(pid) == []
+
+
+def test_a_master_that_was_killed_leaves_nothing_for_long(installed: Path, environ: dict[str, str], tmp_path: Path):
+    """The next start removes what it left."""
+    port, log = free_port(), tmp_path / "log"
+    more = environ | {"PORT": str(port)}
+    with log.open("wb") as output:
+        killed = subprocess.Popen([".venv/bin/gunicorn"], cwd=installed, env=more, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: is_ready(("127.0.0.1", port)), log)
+    finally:
+        killed.kill()
+        killed.wait()
+    assert len(mine(killed.pid)) == 1
+    wait_until(lambda: not is_ready(("127.0.0.1", port)), log)  # its workers notice, and end
+    with serving(installed, log, [".venv/bin/gunicorn"], more, ("127.0.0.1", port)):
+        assert mine(killed.pid) == []
+
+
+# --- checkouts and bakes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["template", "project"])
+def test_line_ends(request: pytest.FixtureRequest, tmp_path: Path, what: str):
+    """A checkout on Windows has those of Unix, so that shells take the scripts."""
+    where: Path = request.getfixturevalue(what)
+    git = ["git", "-c", "core.autocrlf=true", "-c", "init.defaultBranch=main"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "first"]):
+        place = ["--git-dir", str(tmp_path / "git"), "--work-tree", str(where)]
+        subprocess.run([*git, *place, *words], cwd=where, check=True, capture_output=True)
+    subprocess.run([*git, "clone", "-q", tmp_path / "git", tmp_path / "clone"], check=True, capture_output=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--eol"], cwd=tmp_path / "clone", check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert len(listed) > 20
+    assert [line for line in listed if "w/crlf" in line or "w/mixed" in line] == []
+
+
+def test_answers_of_ones_own(cli: Run, template: Path, tmp_path: Path):
+    """cookiecutter's default_context fills in what a team always answers."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        f"default_context:\n  author_name: Ours\n  app_instances: '3'\nreplay_dir: {tmp_path / 'replay'}\n"
+    )
+    done = cli(template, "--no-input", "--config-file", settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Ours" in (tmp_path / "my_service" / "pyproject.toml").read_text()
+    assert "INSTANCES = 3" in (tmp_path / "my_service" / "app" / "defaults.py").read_text()
+
+
+def test_a_bake_is_replayed_over_itself(cli: Run, template: Path, tmp_path: Path):
+    """With the answers of the last time; what the owner has added stays."""
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"replay_dir: {tmp_path / 'replay'}\n")
+    first = cli(template, "--no-input", "--config-file", settings, "app_instances=3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    project = tmp_path / "my_service"
+    (project / "app" / "mine.py").write_text("MINE = 1\n")
+    (project / "Makefile").write_text("")
+    again = cli(template, "--replay", "--overwrite-if-exists", "--config-file", settings, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "INSTANCES = 3" in (project / "app" / "defaults.py").read_text()
+    assert (project / "app" / "mine.py").exists()
+    assert (project / "Makefile").read_text()

@@ -1,0 +1,76 @@
+"""Two wings: `app/` is the owner's and small, `pooling/` is the machinery and knows nothing of `app/`."""
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+# Lines of code, without comments and docstrings.
+MOST_LINES = {
+    "app": 450,
+    "pooling": 1900,  # the design allows 1100: what is over that has to earn its place or go
+    "gunicorn.conf.py": 70,
+    "tests": 900,  # the owner's; tests/pooling is the machinery's
+}
+SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+
+
+def modules(project: Path, name: str) -> list[Path]:
+    path = project / name
+    found = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return [each for each in found if not each.is_relative_to(project / "tests" / "pooling")]
+
+
+def lines_of_code(path: Path) -> int:
+    text = path.read_text()
+    prose = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            prose.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in SILENT:
+            code.update(range(token.start[0], token.end[0] + 1))
+    return len(code - prose)
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add("." * node.level + (node.module or ""))
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(("name", "most"), MOST_LINES.items())
+def test_sizes(project: Path, name: str, most: int):
+    """Whoever is new reads the whole of it."""
+    counted = {str(path.relative_to(project)): lines_of_code(path) for path in modules(project, name)}
+    assert counted
+    assert sum(counted.values()) <= most, counted
+
+
+def test_the_wall(project: Path):
+    """`pooling/` imports nothing that is around it, so that it can be copied into another app as it stands."""
+    around = {path.stem for path in project.iterdir() if path.name != "pooling"} | {"", "gunicorn_conf"}
+    assert {"app", "wsgi", "scripts", "tests", "migrations"} <= around
+    for path in modules(project, "pooling"):
+        assert imported(path) & around == set(), path.name
+
+
+def test_the_scripts_of_an_installation_need_nothing(project: Path):
+    """What runs before anything is installed imports the standard library alone."""
+    for name in ("install.py", "quietly.py"):
+        assert imported(project / "scripts" / name) & {"app", "pooling", "psycopg", "flask", "scripts"} == set()
+
+
+def test_the_factory_is_a_table_of_contents(project: Path):
+    """`create_app` fits on a screen."""
+    assert lines_of_code(project / "app" / "__init__.py") <= 45

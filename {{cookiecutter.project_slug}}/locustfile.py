@@ -1,0 +1,25 @@
+"""What `make load` asks of the running service. Add tasks for your own views: Locust's manual says how.
+
+    make load                                4 clients for each slot; each asks again when it has its answer
+    make load RATE=200                       200 requests a second, however long the answers take
+    make load ARGS="--users 20 --run-time 60s"
+
+The first finds out how much the service can do. Only the second shows waiting as users see it, since clients that wait
+for their answers ask less when the service is slow.
+"""
+
+from locust import HttpUser, task
+
+from scripts import held_to_plan
+
+
+class Reader(HttpUser):
+    wait_time = held_to_plan.wait_time
+
+    @task(4)
+    def page(self) -> None:
+        self.client.get("/api/notes?limit=20")
+
+    @task(1)
+    def home(self) -> None:
+        self.client.get("/")

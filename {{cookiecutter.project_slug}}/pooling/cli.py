@@ -1,0 +1,174 @@
+"""`flask pool plan`, `check` and `limit`: the arithmetic, held against the live server, and the server's own limit."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+import sqlalchemy as sa
+from flask import Flask, current_app
+from flask.cli import with_appcontext
+from psycopg import sql
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+from pooling import budget, sizing
+from pooling.engine import engine_options
+from pooling.settings import Jobs, Settings, SettingsError
+from pooling.urls import database_url
+
+POSITIVE = click.IntRange(min=1)
+
+
+def register(app: Flask, settings: type[Settings]) -> None:
+    """Add `flask pool` to the app. `flask pool plan` works without anything else of this package."""
+    app.extensions["pooling_settings"] = settings
+    app.cli.add_command(pool)
+
+
+@click.group()
+def pool() -> None:
+    """Workers, threads and database connections: how many, and why."""
+
+
+@pool.command()
+@click.option("--cpus", type=click.FloatRange(min=0, min_open=True, max=4096), help="Instead of this machine's.")
+@click.option("--memory-mib", type=POSITIVE, help="Instead of this machine's, in MiB.")
+@click.option("--max-connections", type=POSITIVE, help="Instead of DB_MAX_CONNECTIONS.")
+@click.option("--instances", type=POSITIVE, help="Instead of APP_INSTANCES.")
+@click.option("--threads", type=POSITIVE, help="Instead of WEB_THREADS.")
+@click.option("--worker-class", type=click.Choice(["gthread", "sync"]), help="Instead of WEB_WORKER_CLASS.")
+@click.option("--jobs", help="Instead of APP_JOBS: worker=2x4,beat=1x1.")
+@click.option("--pooler", type=click.Choice(["none", "pgbouncer"]), help="Instead of DB_POOLER.")
+@click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
+@click.option("--for-pgbouncer", is_flag=True, help="The sizes that deploy/pgbouncer/pgbouncer.ini includes.")
+@with_appcontext
+def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -> None:
+    """Show the plan for this machine and these settings, or for other numbers.
+
+    Exits with 1 when the numbers do not fit together.
+    """
+    try:
+        settings: type[Settings] = current_app.extensions["pooling_settings"]
+        if for_pgbouncer:
+            what_if["pooler"] = "pgbouncer"
+        fleet = settings.load(numbers_only=True).plan_if(jobs=_jobs(jobs), **what_if)
+    except (SettingsError, sizing.PlanError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(plan_as_dict(fleet)))
+    elif for_pgbouncer:
+        click.echo("\n".join(f"{name} = {size}" for name, size in fleet.pooler_sizes.items()))
+    else:
+        click.echo(describe(fleet))
+
+
+def _jobs(text: str | None) -> Any:
+    try:
+        return None if text is None else TypeAdapter(Jobs).validate_python(text)
+    except ValidationError as error:
+        raise click.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, "), param_hint="--jobs") from None
+
+
+def plan_as_dict(fleet: sizing.Plan) -> dict[str, Any]:
+    names = ("cpus", "memory_mib", "workers", "threads", "pool_size", "max_overflow")
+    connections = ("connections_per_instance", "connections_peak", "connections_usable")
+    return {name: getattr(fleet, name) for name in (*names, *connections)} | {
+        "jobs": {name: asdict(job) for name, job in fleet.jobs.items()},
+        "notes": list(fleet.notes),
+    }
+
+
+def describe(fleet: sizing.Plan) -> str:
+    """The plan for a person: every number with the sum that it came from."""
+    by_cpus = sizing.workers_for_cpus(fleet.cpus, fleet.worker_class)
+    by_memory = sizing.workers_for_memory(fleet.memory_mib, fleet.worker_memory_mib)
+    bounds = (
+        f"{by_cpus} by cpus, {by_memory} by memory ({fleet.worker_memory_mib} MiB each), {sizing.MAX_WORKERS} by cap"
+    )
+    rows = [
+        ("machine", f"{fleet.cpus:g} cpus, {fleet.memory_mib} MiB"),
+        ("workers", f"{fleet.workers} {fleet.worker_class}: at most {bounds}"),
+        ("threads", f"{fleet.threads} a worker: {fleet.workers} x {fleet.threads} = {fleet.slots} requests at once"),
+        ("pool", f"{fleet.pool_size} + {fleet.max_overflow} overflow a worker"),
+        (
+            "one instance",
+            f"{fleet.workers} x {fleet.connections_per_worker} = {fleet.connections_per_instance} connections",
+        ),
+        ("all instances", fleet.sum),
+        *(("job", f"{name}: {job} = {job.total} connections") for name, job in fleet.jobs.items()),
+        *(("note", note) for note in fleet.notes),
+    ]
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)
+
+
+@pool.command()
+@click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
+@with_appcontext
+def check(as_json: bool) -> None:
+    """Ask the live server whether the plan fits.
+
+    Exits with 1 when it does not, and with 2 when the server cannot be asked.
+    """
+    pooling = current_app.extensions["pooling"]
+    settings, url = pooling.settings, pooling.db.engine.url
+    if url.get_backend_name() != "postgresql":
+        raise click.UsageError("the database is SQLite, which has no connection limit; there is nothing to check")
+    try:
+        verdict = budget.judge(settings.plan, budget.ask(settings, url))
+    except SQLAlchemyError as error:
+        raise click.UsageError(f"the database cannot be asked: {budget.reason(error)}") from None
+    if as_json:
+        click.echo(json.dumps(asdict(verdict) | {"holds": verdict.holds}))
+    else:
+        click.echo(describe_verdict(settings.plan, verdict))
+    if not verdict.holds:
+        raise SystemExit(1)
+
+
+@pool.command()
+@click.option("--apply", is_flag=True, help="Do it, and do not only print it.")
+@click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="Whose role may do it; by default DATABASE_URL.")
+@with_appcontext
+def limit(apply: bool, admin_url: str | None) -> None:
+    """Print the ALTER ROLE with which the server itself holds the service to its plan."""
+    pooling = current_app.extensions["pooling"]
+    settings, url = pooling.settings, pooling.db.engine.url
+    role = url.username
+    if url.get_backend_name() != "postgresql" or not role:
+        raise click.UsageError("DATABASE_URL has to name a role: postgresql://role@host/name")
+    statement = f"ALTER ROLE {sql.Identifier(role).as_string()} CONNECTION LIMIT {settings.plan.role_limit}"
+    click.echo(f"{statement};")
+    if not apply:
+        return
+    try:
+        url = database_url(admin_url) if admin_url else url
+        with sa.create_engine(url, **engine_options(settings, url)).begin() as connection:
+            if connection.scalar(sa.text("select rolsuper from pg_roles where rolname = :role"), {"role": role}):
+                raise click.ClickException(f"{role} is a superuser, whom no limit holds; give the service its own role")
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="DATABASE_ADMIN_URL") from None
+    except SQLAlchemyError as error:
+        who = f"DATABASE_ADMIN_URL has to name a superuser, or a role with CREATEROLE and ADMIN on {role}"
+        raise click.ClickException(f"the limit cannot be set: {budget.reason(error)}\n{who}") from None
+
+
+def describe_verdict(fleet: sizing.Plan, verdict: budget.Verdict) -> str:
+    server = verdict.server
+    rows = [
+        ("server", f"max_connections {server.max_connections}, {server.max_connections - server.slots} of them kept"),
+        ("role limit", "none" if server.role_limit < 0 else str(server.role_limit)),
+        ("database limit", "none" if server.database_limit < 0 else str(server.database_limit)),
+        (
+            "connected now",
+            ", ".join(f"{count} {kind}" for kind, count in server.connected.items())
+            + f", {server.connected_others} of others",
+        ),
+        ("usable", f"{verdict.usable} after {fleet.reserved} reserved"),
+        ("peak", f"{verdict.peak}: {fleet.sum}"),
+        *(("problem", problem) for problem in verdict.problems),
+        *(("warning", warning) for warning in verdict.warnings),
+        ("verdict", "the plan fits" if verdict.holds else "the plan does not fit"),
+    ]
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)

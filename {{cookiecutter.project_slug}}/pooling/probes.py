@@ -1,0 +1,71 @@
+"""/livez, /readyz, /metrics and /pool on a listener of their own, served by a thread in each worker.
+
+On the main listener a probe queues behind the requests that wait for a thread: under load alone it would take seconds,
+and an orchestrator would restart copies because they are busy. Here nothing queues but other probes.
+"""
+
+import socket
+import threading
+from collections.abc import Iterable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+PATHS = frozenset({"/livez", "/readyz", "/metrics", "/pool", "/pool.json"})
+PRIVATE = "pooling.private"  # in the environ of a request that came in here
+BACKLOG = 64
+CLIENT_SECONDS = 5
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket that all workers accept on; made in the master, before they are forked.
+
+    :raises OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()  # as gunicorn's listener: `::` is IPv4, too
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    listener.setblocking(False)  # all workers wake up for a probe, one gets it, and the others must not block
+    return listener
+
+
+def serve(listener: socket.socket, app: "WSGIApplication") -> None:
+    """Answer probes from a background thread of this worker, for as long as it lives."""
+    server = ProbeServer(listener.getsockname()[:2], Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    server.setup_environ()
+    server.set_app(only_probes(app))
+    threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
+
+
+def only_probes(app: "WSGIApplication") -> "WSGIApplication":
+    """The rest of the app stays behind the main listener, where the plan counts its connections."""
+
+    def probe(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["PATH_INFO"] in PATHS:
+            environ[PRIVATE] = True
+            return app(environ, start_response)
+        start_response("404 Not Found", [("Content-Length", "0")])
+        return []
+
+    return probe
+
+
+class ProbeServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    server_name = ""  # WSGIServer looks the host up by name, which can take seconds
+    server_port = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is its own affair."""
+
+
+class Handler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:  # the name is the standard library's
+        """The app logs its requests itself."""

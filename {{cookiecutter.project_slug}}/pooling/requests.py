@@ -1,0 +1,111 @@
+"""What happens around every request: it is measured, and refused where nobody has planned for it."""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, current_app
+from werkzeug.exceptions import ServiceUnavailable
+
+from pooling import limit
+from pooling.engine import WEB
+from pooling.metrics import metrics
+from pooling.probes import PRIVATE
+from pooling.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+REQUEST_START = re.compile(r"(?:t=)?([0-9]{10,16}(?:\.[0-9]{1,9})?)")
+YEAR_5138 = 1e11  # in seconds; what is larger has another unit
+WRONG_SECONDS = 3600
+
+
+_planned = [False]
+
+
+def started_by_hooks() -> None:
+    """Say that this process, or the one that it was forked from, was started by gunicorn.conf.py."""
+    _planned[0] = True
+
+
+def refuse_without_the_plan() -> None:
+    """A server that knows nothing of the plan may have any number of workers, and has asked nobody whether they fit."""
+    pooling = current_app.extensions["pooling"]
+    if current_app.testing or (_planned[0] and pooling.process == WEB):
+        return
+    how = "start `gunicorn` in the folder of gunicorn.conf.py, without naming an app"
+    log.error("this server was not started by gunicorn.conf.py, and has no plan: %s", how)
+    raise ServiceUnavailable(f"This server was not started as planned: {how}.")
+
+
+def queue_seconds(header: str, now: float) -> float | None:
+    """How long ago a proxy took the request, by its X-Request-Start: seconds (nginx: `t=1700000000.123`), milliseconds
+    (Heroku) or microseconds (Apache). None: it is no time, or that of a clock that is wrong."""
+    found = REQUEST_START.fullmatch(header)
+    began = float(found[1]) if found else 0
+    while began > YEAR_5138:
+        began /= 1000
+    return max(0.0, now - began) if now - began < WRONG_SECONDS else None
+
+
+class Measured:
+    """A WSGI middleware: it sees every answer, whatever Flask did to make it, until it is sent."""
+
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        self.app: WSGIApplication = app.wsgi_app
+        self.views, self.behind_a_proxy = app.view_functions, settings.web_trusted_proxies > 0
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        started = time.perf_counter()
+
+        def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            # By endpoint, not by path, and by known methods: a client must not be able to make up new time series.
+            request = environ.get("werkzeug.request")
+            endpoint = (request and request.endpoint) or "none"
+            method = environ["REQUEST_METHOD"]
+            method = method if method in METHODS else "other"
+            metrics().requests_of(method, endpoint, int(status[:3])).observe(time.perf_counter() - started)
+            return start_response(status, headers, *error)
+
+        if PRIVATE in environ:  # a probe has a thread of its own
+            return self.app(environ, answer)
+        if self.behind_a_proxy and (header := environ.get("HTTP_X_REQUEST_START")):
+            waited = queue_seconds(header, time.time())
+            if waited is not None:
+                metrics().queue.observe(waited)
+        thread, request = threading.get_ident(), limit.Request(environ, self.views)
+        limit.in_flight[thread] = request
+        try:
+            body = self.app(environ, answer)
+        except BaseException:
+            limit.in_flight.pop(thread, None)
+            raise
+        if isinstance(body, environ.get("wsgi.file_wrapper", ())):
+            limit.in_flight.pop(thread, None)  # the server sends a file by itself, with sendfile
+            file: Iterable[bytes] = body
+            return file
+        return Body(body, request, thread)
+
+
+class Body:
+    """An answer's body. A stream that goes on sending gets on, however long it lasts."""
+
+    def __init__(self, body: Iterable[bytes], request: limit.Request, thread: int) -> None:
+        self.body, self.request, self.thread = body, request, thread
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.body:
+            self.request.moved = time.monotonic()
+            yield part
+
+    def close(self) -> None:
+        limit.in_flight.pop(self.thread, None)
+        if hasattr(self.body, "close"):
+            self.body.close()

@@ -1,0 +1,146 @@
+"""Install pinned requirements into .venv, which is made if it is not there. The Makefile runs this with any Python.
+
+    python scripts/install.py [--ports N] [--uv UV] [requirements/prod.txt "what the service needs"]
+
+With --ports 1, PORT has to be free, with 2 the next one as well: it is said before anything is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+OLDEST = (3, 11)
+VENV = Path(".venv")
+PYTHON = VENV / "bin" / "python"
+SECONDS_A_PACKAGE = {"pip": 0.4, "uv": 0.1}  # measured, with a good network
+SAY_SOMETHING_SECONDS = 2.5
+TAIL = 15
+# What pip and uv say when the package index cannot be reached.
+NO_NETWORK = re.compile(
+    r"name resolution|Name or service not known|nodename nor servname|Network is unreachable|No route to host"
+    r"|from versions: none"
+    r"|Connection refused|new connection|connection broken|dns error|[Cc]onnect error|ConnectTimeout|Could not connect"
+)
+
+
+class InstallError(Exception):
+    """Says in a line what is wrong, and what to do."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ports", type=int, default=0)
+    parser.add_argument("--uv", default="")
+    parser.add_argument("requirements", type=Path, nargs="?")
+    parser.add_argument("what", nargs="?")
+    options = parser.parse_args()
+    try:
+        refuse_ports_in_use(options.ports)
+        if options.requirements:
+            make_venv(options.uv)
+            install(options.requirements, options.what, options.uv)
+    except InstallError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The same command begins where this ended.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def refuse_ports_in_use(ports: int) -> None:
+    """gunicorn looks again; this saves the wait for an installation."""
+    port = os.environ.get("PORT", "")
+    if not port and Path(".env").is_file():
+        port = (re.findall(r"^PORT=(\d+)$", Path(".env").read_text(encoding="utf-8"), re.MULTILINE) or [""])[-1]
+    if port and not re.fullmatch("[0-9]{1,5}", port):
+        return  # the settings say what is wrong with it
+    for number in range(ports):
+        with socket.socket() as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            address = ("127.0.0.1", int(port or 8000) + number)
+            try:
+                one.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    what = "set PORT to a free port" + (" with a free one after it" if ports > 1 else "")
+                    raise InstallError(f"{address[0]}:{address[1]} is in use; {what}") from None
+            except OverflowError:
+                return
+
+
+def make_venv(uv: str) -> None:
+    """One that works is kept, and gets the pip that is needed. What an interrupted start left is made anew."""
+    if PYTHON.exists() and run([PYTHON, "-c", f"import sys; assert sys.version_info >= {OLDEST}"])[0] == 0:
+        has_pip = uv or run([PYTHON, "-c", "import pip"])[0] == 0
+        if has_pip or run([PYTHON, "-m", "ensurepip"])[0] == 0:
+            return
+    remove_venv()
+    python = sys.executable
+    code, said = run([uv, "venv", "--quiet", "--python", python, VENV] if uv else [python, "-m", "venv", VENV])
+    if code:
+        remove_venv()
+        if "ensurepip" in said:
+            said = "Python's venv is a package of its own on Debian and Ubuntu: apt install python3-venv"
+        raise InstallError(said.strip())
+
+
+def remove_venv() -> None:
+    if VENV.is_symlink():
+        VENV.unlink()
+    shutil.rmtree(VENV, ignore_errors=True)
+
+
+def install(requirements: Path, what: str, uv: str) -> None:
+    pins = re.findall(r"^[a-z0-9-]+==[^;\n]*$", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    tool = "uv" if uv else "pip"
+    seconds = max(5, round(len(pins) * SECONDS_A_PACKAGE[tool] / 5) * 5)
+    print(f"Installing {what} into .venv: {len(pins)} packages with {tool}, about {seconds} seconds", flush=True)
+    command: list[str | Path] = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
+    if uv:
+        command = [uv, "pip", "install", "--compile-bytecode", "--python", PYTHON]
+    code, said = run([*command, "--require-hashes", "-r", requirements], told=True)
+    if not code:
+        return
+    if NO_NETWORK.search(said):
+        raise InstallError("The package index cannot be reached: is there a network? Then the same command goes on.")
+    raise InstallError("\n".join(said.strip().splitlines()[-TAIL:]))
+
+
+def run(command: list[str | Path], *, told: bool = False) -> tuple[int, str]:
+    """Its exit code, and what it said. If it is told, that it goes on is said every few seconds."""
+    terminal = sys.stdout.isatty()
+    started = said_at = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "output").open("w+", errors="replace") as output:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            while process.poll() is None:
+                time.sleep(0.05)
+                now = time.monotonic()
+                if told and now - said_at > (0.5 if terminal else SAY_SOMETHING_SECONDS):
+                    said_at = now
+                    last = Path(output.name).read_text(errors="replace").split("\n")[-2:-1] or [""]
+                    text = f"  {now - started:2.0f} s  {last[0].strip()[:60]}"
+                    print(f"\r{text}\x1b[K" if terminal else text, end="" if terminal else "\n", flush=True)
+        except KeyboardInterrupt:
+            process.wait()  # it got the signal as well
+            raise
+        finally:
+            if terminal and said_at != started:
+                print("\r\x1b[K", end="", flush=True)
+        output.seek(0)
+        return process.returncode, output.read()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

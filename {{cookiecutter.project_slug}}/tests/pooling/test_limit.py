@@ -1,0 +1,212 @@
+"""WEB_TIMEOUT for a request: what hangs is logged, a worker that hangs is replaced, what gets on is left alone."""
+
+import http.client
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, send_file
+
+import pooling
+from pooling import limit
+from tests.serving import answers, free_port, serving, wait_until
+
+TIMEOUT = 3
+VIEWS = """
+import time
+import pooling
+from app import create_app
+
+app = create_app(web=True)
+
+@app.get("/hang")
+def hang():
+    time.sleep(600)
+
+@app.get("/unlimited")
+@pooling.unlimited
+def unlimited():
+    time.sleep(600)
+
+@app.get("/stream")
+def stream():
+    def parts():
+        while True:
+            yield "."
+            time.sleep(0.5)
+    return app.response_class(parts())
+"""
+# One worker with two threads, and a ladder of times that ends below WEB_TIMEOUT.
+LEAST = {
+    "WEB_CONCURRENCY": 1,
+    "WEB_THREADS": 2,
+    "WEB_TIMEOUT": TIMEOUT,
+    "WEB_GRACEFUL_TIMEOUT": TIMEOUT,
+    "DB_CONNECT_TIMEOUT": 2,
+    "DB_POOL_TIMEOUT": 2,
+    "DB_STATEMENT_TIMEOUT": 2.5,
+}
+
+
+def get(port: int, path: str, seconds: float = 2, **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except (OSError, http.client.HTTPException):
+        return 0, ""
+    finally:
+        connection.close()
+
+
+def begin(port: int, path: str, *ids: str) -> None:
+    """Requests that nobody waits for, each in a thread of its own."""
+    for request_id in ids:
+        asked = threading.Thread(target=get, args=(port, path, 60), kwargs={"X-Request-ID": request_id}, daemon=True)
+        asked.start()
+
+
+@pytest.fixture
+def service(environ: dict[str, str], tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
+    """The port of the service, the port of its probes, and its log."""
+    (tmp_path / "views.py").write_text(VIEWS)
+    log, port = tmp_path / "log", free_port()
+    more: dict[str, Any] = environ | LEAST | {"PORT": port, "WEB_PROBE_PORT": port + 1, "PYTHONPATH": tmp_path}
+    with serving(log, "views:app", **more):
+        yield port, port + 1, log
+
+
+def metric(probe: int, name: str) -> float:
+    found = re.search(rf"^{name} (.+)$", get(probe, "/metrics")[1], re.MULTILINE)
+    return float(found[1]) if found else 0
+
+
+@pytest.mark.postgres
+def test_a_worker_that_hangs_is_replaced(service: tuple[int, int, Path]) -> None:
+    """Within twice WEB_TIMEOUT, by gunicorn; until then its probes say so. This is what shows that gunicorn still asks
+    for a heartbeat as limit.py thinks."""
+    port, probe, log = service
+    began = time.monotonic()
+    begin(port, "/hang", "first", "second")
+    time.sleep(TIMEOUT - 1)
+    assert get(probe, "/livez")[0] == 200
+    wait_until(lambda: get(probe, "/livez")[0] == 503, TIMEOUT)
+    assert get(probe, "/readyz")[0] == 503
+    assert metric(probe, "web_slots_over_limit") == 2
+    wait_until(lambda: get(port, "/livez", 0.3)[0] == 200, 2 * TIMEOUT)
+    # gunicorn looks once a second, which a WEB_TIMEOUT of three seconds notices.
+    assert time.monotonic() - began < 2 * TIMEOUT + 0.5
+    assert get(probe, "/livez")[0] == get(probe, "/readyz")[0] == 200
+    assert metric(probe, "web_requests_over_limit_total") == 2
+    assert metric(probe, "web_workers_replaced_total") == 1
+    said = log.read_text()
+    for request_id in ("first", "second"):
+        assert len(re.findall(rf"request {request_id}: GET '/hang' has not got on", said)) == 1
+    assert "time.sleep(600)" in said
+
+
+@pytest.mark.postgres
+def test_whoever_gets_on_is_left_alone(service: tuple[int, int, Path]) -> None:
+    """A stream that sends and a view without a limit fill the worker for longer than a request that hangs could."""
+    port, probe, log = service
+    begin(port, "/stream", "stream")
+    begin(port, "/unlimited", "unlimited")
+    time.sleep(2 * TIMEOUT + 1.5)
+    assert get(probe, "/livez")[0] == 200
+    assert metric(probe, "web_slots_busy") == 2
+    assert metric(probe, "web_slots_over_limit") == 0
+    assert "has not got on" not in log.read_text()
+    assert "WORKER TIMEOUT" not in log.read_text()
+
+
+@pytest.mark.postgres
+def test_one_that_hangs_is_only_logged(service: tuple[int, int, Path]) -> None:
+    """The other threads of its worker serve on."""
+    port, probe, log = service
+    begin(port, "/hang", "alone")
+    wait_until(lambda: "request alone: GET '/hang'" in log.read_text(), 2 * TIMEOUT)
+    time.sleep(TIMEOUT)
+    assert answers(port)
+    assert get(probe, "/livez")[0] == 200
+    assert "WORKER TIMEOUT" not in log.read_text()
+
+
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, limit.Request]]:
+    """As if this process were a worker of two threads with a WEB_TIMEOUT of ten seconds."""
+    monkeypatch.setattr(limit, "_limit", [10.0, 2])
+    limit.in_flight.clear()
+    yield limit.in_flight
+    limit.in_flight.clear()
+
+
+def request_since(seconds: float, **environ: Any) -> limit.Request:
+    request = limit.Request(environ, {})
+    request.moved -= seconds
+    return request
+
+
+@pytest.mark.sqlite
+def test_when_a_worker_hangs(hanging: dict[int, limit.Request], plain: Flask) -> None:
+    """Only when every one of its threads does; then neither probe is 200, on either port."""
+    hanging[1] = request_since(11)
+    assert not limit.is_hung()
+    hanging[2] = request_since(9)
+    assert not limit.is_hung()
+    assert limit.is_hung(0.5)
+    hanging[2] = request_since(11)
+    assert limit.is_hung()
+    for private in ({}, {"pooling.private": True}):
+        client = plain.test_client()
+        for path in ("/livez", "/readyz"):
+            answer = client.get(path, environ_overrides=private)
+            assert (answer.status_code, answer.mimetype) == (503, "application/problem+json")
+
+
+@pytest.mark.sqlite
+def test_nothing_is_left_in_flight(hanging: dict[int, limit.Request], plain: Flask, tmp_path: Path) -> None:
+    """Neither by an answer, nor by an error, nor by a stream that ends early, nor by a file."""
+    (tmp_path / "file.txt").write_text("text")
+
+    @plain.get("/error")
+    def error() -> str:
+        raise RuntimeError
+
+    @plain.get("/stream")
+    def stream() -> Any:
+        return plain.response_class(iter(["a", "b", "c"]))
+
+    @plain.get("/file")
+    def file() -> Any:
+        assert len(hanging) == 1
+        return send_file(tmp_path / "file.txt")
+
+    client = plain.test_client()
+    for path in ("/livez", "/nothing", "/file"):
+        client.get(path).close()
+    with pytest.raises(RuntimeError):
+        client.get("/error")
+    assert hanging == {}
+    with client.get("/stream", buffered=False) as answer:
+        assert next(iter(answer.response))
+    assert hanging == {}
+
+
+@pytest.mark.sqlite
+def test_a_view_without_a_limit(hanging: dict[int, limit.Request]) -> None:
+    """The decorator leaves the view as it is."""
+
+    @pooling.unlimited
+    def view() -> str:
+        return "late"
+
+    assert view() == "late"
+    hanging[1] = limit.Request({"werkzeug.request": type("R", (), {"endpoint": "view"})()}, {"view": view})
+    hanging[1].moved -= 100
+    hanging[2] = request_since(100)
+    assert [thread for thread, _ in limit.past()] == [2]

@@ -1,0 +1,132 @@
+"""The machinery's settings: strict, and what is wrong is named with its value and a remedy."""
+
+import secrets
+
+import pytest
+
+from pooling import Settings, SettingsError
+from pooling.settings import DEAD_KEYS
+from tests.serving import command
+
+pytestmark = [pytest.mark.sqlite, pytest.mark.usefixtures("production")]  # no database in it: once is enough
+
+
+def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> tuple[str, ...]:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load()
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("APP_INSTANCES", "0"),
+        ("APP_INSTANCES", "two"),
+        ("APP_JOBS", "worker"),
+        ("APP_JOBS", "worker=2"),
+        ("APP_JOBS", "worker=0x4"),
+        ("APP_JOBS", "worker=2x4,worker=1x1"),
+        ("APP_JOBS", "web=1x1"),
+        ("APP_JOBS", "a b=1x1"),
+        ("DB_BINDS", "-1"),
+        ("DB_MAX_CONNECTIONS", "1e2"),
+        ("DB_MAX_CONNECTIONS", "262144"),
+        ("DB_RESERVED_CONNECTIONS", "-1"),
+        ("DB_POOL_SIZE", "0"),
+        ("DB_POOL_SIZE", ""),
+        ("DB_POOL_SIZE", "5.0"),
+        ("DB_POOL_SIZE", "1_0"),
+        ("DB_POOL_SIZE", "٣"),
+        ("DB_MAX_OVERFLOW", "-1"),
+        ("DB_POOL_TIMEOUT", "nan"),
+        ("DB_POOL_TIMEOUT", "5s"),
+        ("DB_POOL_TIMEOUT", "0"),
+        ("DB_CONNECT_TIMEOUT", "1"),
+        ("DB_STATEMENT_TIMEOUT", "inf"),
+        ("DB_MAX_LIFETIME", "1e9"),
+        ("DB_POOLER", "pgpool"),
+        ("DB_POOLER", "PgBouncer"),
+        ("DB_BUDGET_CHECK", "true"),
+        ("WEB_CONCURRENCY", "0"),
+        ("WEB_THREADS", "4.5"),
+        ("WEB_WORKER_CLASS", "gevent"),
+        ("WEB_TIMEOUT", "0"),
+        ("WEB_GRACEFUL_TIMEOUT", "-5"),
+        ("WEB_WORKER_MEMORY_MIB", "150M"),
+        ("WEB_TRUSTED_PROXIES", "yes"),
+        ("WEB_HOST", "http://here"),
+        ("PORT", "65536"),
+        ("PORT", "http"),
+    ],
+)
+def test_what_does_not_parse_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """With the name and the value; and it is the only problem."""
+    (problem,) = problems(monkeypatch, **{name: value})
+    assert problem.startswith(f"{name}={value!r}: ")
+    assert len(problem) > len(f"{name}={value!r}: ") + 10
+
+
+def test_one_problem_is_not_called_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message is for a person."""
+    monkeypatch.setenv("PORT", "x")
+    with pytest.raises(SettingsError, match=r"^1 problem in the settings:\n  - PORT="):
+        Settings.load()
+    monkeypatch.setenv("WEB_THREADS", "x")
+    with pytest.raises(SettingsError, match=r"^2 problems in the settings:"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(("dead", "living"), DEAD_KEYS.items())
+def test_dead_keys_stop_the_start(monkeypatch: pytest.MonkeyPatch, dead: str, living: str) -> None:
+    """Flask-SQLAlchemy would ignore them without a word."""
+    (problem,) = problems(monkeypatch, **{dead: "20"})
+    assert problem.startswith(f"{dead}='20'")
+    assert f"set {living}" in problem
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"DB_CONNECT_TIMEOUT": "6"}, "DB_CONNECT_TIMEOUT=6 must be at most DB_POOL_TIMEOUT=5"),
+        ({"DB_POOL_TIMEOUT": "15"}, "DB_POOL_TIMEOUT=15 must be less than DB_STATEMENT_TIMEOUT=15"),
+        ({"DB_STATEMENT_TIMEOUT": "30", "WEB_GRACEFUL_TIMEOUT": "60"}, "must be less than WEB_TIMEOUT=30"),
+        ({"DB_STATEMENT_TIMEOUT": "20", "WEB_GRACEFUL_TIMEOUT": "20"}, "must be less than WEB_GRACEFUL_TIMEOUT=20"),
+        ({"WEB_PROBE_PORT": "8000"}, "WEB_PROBE_PORT=8000: must be another port than PORT"),
+        ({"PORT": "65535"}, "PORT=65535: leaves no port after it"),
+        ({"APP_INSTANCES": "90000"}, "90000 instances"),
+        ({"APP_JOBS": "worker=20x5"}, "the jobs alone hold 100 of 87 usable connections (worker 20 x 5)"),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], says: str
+) -> None:
+    """A wait that outlives the one around it, two listeners on one port, a plan that does not fit."""
+    (problem,) = problems(monkeypatch, **values)
+    assert says in problem
+
+
+def test_waits_that_fit_into_each_other_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait for a lock lies between those for the pool and for the statement by itself."""
+    monkeypatch.setenv("DB_POOL_TIMEOUT", "3")
+    monkeypatch.setenv("DB_STATEMENT_TIMEOUT", "4.5")
+    settings = Settings.load()
+    assert settings.db_pool_timeout < settings.lock_timeout < settings.db_statement_timeout
+
+
+def test_flask_pool_plan_needs_no_secret_and_no_database() -> None:
+    """It is arithmetic, and most useful before anything is configured. Anything else says what is missing."""
+    nothing = {"APP_ENV": "production", "DATABASE_URL": "nonsense", "SECRET_KEY": "too short"}
+    what_if = ("--cpus", "2", "--memory-mib", "4096")
+    done = command("flask", "pool", "plan", *what_if, **nothing)
+    assert done.returncode == 0, done.stderr
+    assert "24 of 87" in done.stdout
+    refused = command("flask", "routes", **nothing)
+    assert refused.returncode == 1
+    assert "SECRET_KEY=***" in refused.stderr
+    assert "DATABASE_URL=***" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    misspelt = command("flask", "pool", "plan", DB_POOLSIZE="4", SECRET_KEY=secrets.token_hex(32))
+    assert misspelt.returncode == 1
+    assert "did you mean DB_POOL_SIZE" in misspelt.stderr
