@@ -11,7 +11,7 @@ from pathlib import Path
 from baking import ROOT, load
 from serving import run
 
-CANDIDATES, WORKLOADS = ("baked", "floor-flask"), ("read", "write")
+CANDIDATES, WORKLOADS = ("baked", "guide"), ("read", "write")
 SHORTER = "--rounds 1 --seconds 0.2 --warm-up 0.1 --clients 8"
 SHORTER += f" --workloads {','.join(WORKLOADS)} --only {','.join(CANDIDATES)}"
 

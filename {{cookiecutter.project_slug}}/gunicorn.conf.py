@@ -30,6 +30,8 @@ logconfig_dict = config_for(_settings.app_env)
 class _Logger(glogging.Logger):
     def access(self, *of_a_request: Any) -> None:
         """app/requests.py logs requests. gunicorn would put a line of its own together for each, and drop it."""
+        if self.cfg.accesslog:
+            super().access(*of_a_request)
 
 
 logger_class = _Logger
