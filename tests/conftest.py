@@ -23,15 +23,20 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
-# Network namespaces take root. As an ordinary user these are left out, and it is said; .ci/run leaves nothing out.
+# Network namespaces take root, and only root's Postgres runs as somebody else. As an ordinary user these are left out,
+# and it is said; .ci/run leaves nothing out.
 NEED_ROOT = ("test_vanish.py",)
 LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "root: is about what happens as root")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if os.geteuid() == 0 or "LEAVE_NOTHING_OUT" in os.environ:
         return
-    left_out = [item for item in items if item.path.name in NEED_ROOT]
+    left_out = [item for item in items if item.path.name in NEED_ROOT or item.get_closest_marker("root")]
     config.stash[LEFT_OUT] = len(left_out)
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
@@ -39,7 +44,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if count := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(f"left out, since they need root: {count} tests of {', '.join(NEED_ROOT)}")
+        where = f"{', '.join(NEED_ROOT)} and test_first_hour.py"
+        terminalreporter.write_line(f"left out, since they need root: {count} tests of {where}")
 
 
 @pytest.fixture(scope="session", autouse=True)
