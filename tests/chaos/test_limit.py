@@ -53,6 +53,32 @@ def hang(project: Project, postgres: Postgres) -> Result:
     return result
 
 
+def get_on(project: Project, postgres: Postgres) -> Result:
+    """One request that hangs, beside a stream that sends and a view that has no limit."""
+    result = Result(
+        "Only one hangs", f"1 hangs, 1 streams, 1 is unlimited, each 3 x WEB_TIMEOUT={WEB_TIMEOUT}",
+        "no worker is replaced; only the one that hangs is logged",
+    )  # fmt: skip
+    with Copy(project, postgres.url(), **LEAST | {"WEB_THREADS": 4}) as copy:
+        seconds = 3 * WEB_TIMEOUT
+        for path in (f"slow?s={seconds}", f"unlimited?s={seconds}", f"stream?s={seconds / 5}"):
+            threading.Thread(target=copy.get, args=(f"/chaos/{path}",), daemon=True).start()
+        time.sleep(2.5 * WEB_TIMEOUT)
+        busy, over = copy.metric("web_slots_busy"), copy.metric("web_slots_over_limit")
+        served = fetch(copy.port, "/livez", timeout=1).status, fetch(copy.probe_port, "/livez").status
+        logged = re.findall("GET '(/chaos/[a-z]+)' has not got on", copy.text())
+        replaced = copy.metric("web_workers_replaced_total")
+        result.counted = {"busy": int(busy), "past the limit": int(over), "replaced": int(replaced)}
+    result.expect((busy, over, replaced) == (3, 1, 0), f"{busy:g} busy, {over:g} past the limit, {replaced:g} replaced")
+    result.expect(served == (200, 200), f"/livez on both ports said {served}")
+    result.expect(logged == ["/chaos/slow"], f"logged: {logged}")
+    return result
+
+
+def test_whoever_gets_on_is_left_alone(baked: Project, postgres: Postgres) -> None:
+    assert not record(get_on(baked, postgres)).missed
+
+
 def test_every_thread_hangs(baked: Project, postgres: Postgres) -> None:
     assert not record(hang(baked, postgres)).missed
 

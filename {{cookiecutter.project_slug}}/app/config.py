@@ -45,7 +45,7 @@ class Settings(pooling.Settings):
     secret_key: SecretStr | None = None
     database_url: DatabaseUrl | None = None
     app_job: str | None = None
-    app_instances: Whole = Field(defaults.INSTANCES, ge=1, le=100_000)
+    app_instances: Whole = Field(defaults.INSTANCES, ge=1, le=262_143)
     db_max_connections: Whole = Field(defaults.MAX_CONNECTIONS, ge=1, le=262_143)
 
     def problems(self) -> Iterator[str]:

@@ -12,12 +12,15 @@ bp = Blueprint("home", __name__)
 def home() -> Response | str:
     settings: Settings = current_app.extensions["settings"]
     plan = settings.plan
-    links = {"notes": url_for("notes.page")}
+    links = {
+        "notes": url_for("notes.page"),
+        "readiness": url_for("pooling_health.readyz"),
+        "liveness": url_for("pooling_health.livez"),
+    }
     facts = {"name": defaults.SERVICE_TITLE, "description": defaults.SERVICE_DESCRIPTION}
     if not settings.in_production:  # the numbers are nobody else's business
-        links["metrics"] = url_for("pooling_metrics.show")
+        links = {"metrics": url_for("pooling_metrics.show")} | links
         facts |= {"environment": settings.app_env.value, "plan": plan.sum}
-    links |= {"readiness": url_for("pooling_health.readyz"), "liveness": url_for("pooling_health.livez")}
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return render_template("index.html", links=links, numbers=plan, host=request.host_url, **facts)
     return jsonify(links=links, **facts)

@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     # What the service is called: its connections carry the name, and so do its metrics' folder and its locks.
     service_name: ClassVar[str] = "flask"
 
-    app_instances: Whole = Field(2, ge=1, le=100_000)
+    app_instances: Whole = Field(2, ge=1, le=262_143)
     app_jobs: Jobs = Field(default_factory=dict)
     port: Whole = Field(8000, ge=1, le=MAX_PORT)
 

@@ -4,7 +4,7 @@ import os
 import time
 
 from flask import Blueprint, Flask, current_app, jsonify, request
-from pooling import run
+from pooling import run, unlimited
 from sqlalchemy import text
 
 from app.extensions import db
@@ -30,6 +30,14 @@ def query():
 @bp.get("/slow")
 def slow():
     """A request that takes its time, without the database."""
+    time.sleep(seconds())
+    return jsonify(worker=os.getpid())
+
+
+@bp.get("/unlimited")
+@unlimited
+def without_limit():
+    """The same, and it may."""
     time.sleep(seconds())
     return jsonify(worker=os.getpid())
 

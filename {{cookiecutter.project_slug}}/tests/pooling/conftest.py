@@ -1,15 +1,20 @@
 """The machinery's own tests run on the app of plain.py. `make_plain` makes it, `plain` is one of a web worker."""
 
+import logging
+import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy as sa
 from flask import Flask
+from gunicorn.app.wsgiapp import WSGIApplication
 from sqlalchemy.engine import Engine, make_url
 
 from tests.pooling.plain import create_app, db
+from tests.serving import ROOT
 
 
 def superuser(url: str) -> "psycopg.Connection[Any]":
@@ -79,3 +84,19 @@ def two(make_plain: Callable[..., Flask], other_database: str) -> Iterator[Flask
 def engine_of(app: Flask, bind_key: str | None = None) -> Engine:
     with app.app_context():
         return db.engines[bind_key]
+
+
+def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> Any:
+    """gunicorn with its configuration, as if it had been started with these words. It serves nothing."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nonexistent")  # no folder is made
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["gunicorn", *words])
+    return WSGIApplication()
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> None:
+    """What gunicorn looks at before it serves, for a start that is refused there: SystemExit has the message."""
+    app = load(monkeypatch, *words, **environ)
+    app.cfg.on_starting(SimpleNamespace(cfg=app.cfg, app=app, log=logging.getLogger(__name__)))

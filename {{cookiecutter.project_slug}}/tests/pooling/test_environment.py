@@ -1,6 +1,7 @@
 """Servers, sockets and platforms as people have them, each with the real thing."""
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +16,9 @@ from sqlalchemy.engine import make_url
 
 from scripts import postgres
 from tests import serving as run
-from tests.pooling.conftest import engine_of, superuser
+from tests.pooling.conftest import engine_of, start, superuser
 from tests.pooling.plain import db
-from tests.serving import command, free_port, serving
+from tests.serving import free_port, serving
 
 pytestmark = [pytest.mark.postgres, pytest.mark.direct]
 MakePlain = Callable[..., Flask]
@@ -57,8 +58,7 @@ def test_a_database_that_takes_no_writes_is_read(plain: Flask, own_postgres: str
                 db.session.execute(sa.text("insert into items (name) values ('x')"))
             assert caught.value.connection_invalidated
             assert client.get("/items").json == ["before"]
-        done = command("flask", "pool", "check")
-        assert done.returncode == 0, done.stderr
+        assert plain.test_cli_runner().invoke(args=["pool", "check"]).exit_code == 0
     with pytest.raises(sa.exc.InternalError):  # on the connection that is left from before
         client.post("/items", data="after")
     assert client.post("/items", data="after").status_code == 201
@@ -114,10 +114,11 @@ def test_a_name_of_the_owners_is_counted_as_ours(make_plain: MakePlain, own_post
     """And is what the server's list shows."""
     url = make_url(own_postgres).update_query_dict({"application_name": "mine"})
     named = url.render_as_string(hide_password=False)
-    with engine_of(make_plain(DATABASE_URL=named)).connect() as connection:
+    app = make_plain(DATABASE_URL=named)
+    with engine_of(app).connect() as connection:
         assert connection.scalar(sa.text("show application_name")) == "mine"
-        done = command("flask", "pool", "check", DATABASE_URL=named)
-    assert "connected now  1 web" in done.stdout, done.stdout + done.stderr
+        done = app.test_cli_runner().invoke(args=["pool", "check"])
+    assert "connected now  1 web" in done.output
 
 
 def test_options_of_the_owner_reach_the_server(make_plain: MakePlain, own_postgres: str) -> None:
@@ -133,10 +134,11 @@ def test_options_of_the_owner_reach_the_server(make_plain: MakePlain, own_postgr
     "url",
     ["postgresql://app@/nowhere?host={}", "postgresql://nobody@/test?host={}", "postgresql://app@/test?host=/x,/y"],
 )
-def test_a_database_that_cannot_be_asked_is_one_line(own_postgres: str, url: str) -> None:
+def test_a_database_that_cannot_be_asked_is_one_line(make_plain: MakePlain, own_postgres: str, url: str) -> None:
     """Not a traceback, whatever it is, and not a list either."""
-    done = command("flask", "pool", "check", DATABASE_URL=url.format(make_url(own_postgres).query["host"]))
-    assert done.returncode == 2
+    app = make_plain(DATABASE_URL=url.format(make_url(own_postgres).query["host"]), web=False)
+    done = app.test_cli_runner().invoke(args=["pool", "check"])
+    assert done.exit_code == 2
     assert len(done.stderr.strip().splitlines()) == 4, done.stderr  # click's usage, and an empty line
     assert "Error: the database cannot be asked: " in done.stderr.splitlines()[-1]
 
@@ -214,40 +216,27 @@ def answers_on_ipv6(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("host", ["::", "[::]", "::1", "[::1]"])
-def test_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On both ports. `::` is every address, those of IPv4, too; and a port in use is named as a person writes it."""
-    port, everywhere = free_port(), "1" not in host
+    port = free_port()
     monkeypatch.setattr(run, "answers", lambda port: answers_on_ipv6(port + 1))
-    with serving(tmp_path / "log", PORT=port, WEB_HOST=host):
+    with serving(tmp_path / "log", PORT=port, WEB_HOST="::"):
         for each in (port, port + 1):
             assert status(socket.AF_INET6, ("::1", each)) == b"200"
-            if everywhere:
-                assert status(socket.AF_INET, ("127.0.0.1", each)) == b"200"
-        again = command("gunicorn", PORT=port, WEB_HOST=host)
-    assert f"{'[::]' if everywhere else '[::1]'}:{port} is in use; set PORT to a free port" in again.stderr
+            assert status(socket.AF_INET, ("127.0.0.1", each)) == b"200"
+        with pytest.raises(SystemExit, match=re.escape(f"[::]:{port} is in use; set PORT to a free port")):
+            start(monkeypatch, PORT=port, WEB_HOST="[::]")
 
 
-@pytest.mark.parametrize(
-    ("host", "says"),
-    [
-        ("nowhere.invalid", "cannot listen on nowhere.invalid:"),
-        ("192.0.2.1", "cannot listen on 192.0.2.1:"),
-        ("2001:db8::7", "cannot listen on [2001:db8::7]:"),
-    ],
-)
-def test_an_address_that_is_not_ours_is_one_line(host: str, says: str) -> None:
+@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "2001:db8::7"])
+def test_an_address_that_is_not_ours_is_one_line(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     """Naming what to set."""
-    done = command("gunicorn", WEB_HOST=host, PORT=free_port())
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert "set WEB_HOST or PORT" in done.stderr
-    assert "Traceback" not in done.stderr
+    shown = f"[{host}]" if ":" in host else host
+    with pytest.raises(SystemExit, match=rf"cannot listen on {re.escape(shown)}:\d+: .*; set WEB_HOST or PORT"):
+        start(monkeypatch, WEB_HOST=host, PORT=free_port())
 
 
-def test_options_that_a_web_worker_cannot_have_stop_gunicorn() -> None:
+def test_options_that_a_web_worker_cannot_have_stop_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Naming the setting."""
-    done = command("gunicorn", PGOPTIONS="-c statement_timeout=1h", PORT=free_port())
-    assert done.returncode != 0
-    assert "statement_timeout in PGOPTIONS: set DB_STATEMENT_TIMEOUT instead" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit, match="statement_timeout in PGOPTIONS: set DB_STATEMENT_TIMEOUT instead"):
+        start(monkeypatch, PGOPTIONS="-c statement_timeout=1h")

@@ -10,10 +10,8 @@ import tempfile
 import types
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.config import KNOWN_SETTINGS
 from gunicorn.http import get_parser
 from gunicorn.workers.gthread import ThreadWorker
@@ -22,19 +20,10 @@ from gunicorn.workers.sync import SyncWorker
 from app import defaults
 from pooling import hooks
 from pooling.settings import Settings
+from tests.pooling.conftest import load, start
 from tests.serving import ROOT, TOOLS, call, command, environment, free_port, serving, wait_until
 
 once = pytest.mark.sqlite  # no database in it
-
-
-def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: str) -> Any:
-    """gunicorn's own view of the configuration, as if it had been started with these words."""
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nonexistent")  # no folder is made
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["gunicorn", *words])
-    return WSGIApplication()
 
 
 @once
@@ -102,43 +91,42 @@ def test_overrides_of_the_plan_are_refused(monkeypatch: pytest.MonkeyPatch, word
     """They would change one side of the sum; the message names the variable that changes both."""
     if not words:
         monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 7")
-    app = load(monkeypatch, *words)
     with pytest.raises(SystemExit, match=says):
-        app.cfg.on_starting(types.SimpleNamespace(cfg=app.cfg))
+        start(monkeypatch, *words)
 
 
 @once
 def test_bad_settings_stop_gunicorn_with_all_of_them(environ: dict[str, str]) -> None:
-    """One message, no traceback."""
+    """One message, no traceback, and nothing left behind."""
+    before = left_behind()
     done = command("gunicorn", APP_ENV="production", DB_POOL_SIZE="twenty", DATABASE_URL="sqlite:///x.db")
     assert done.returncode == 1
     assert "DB_POOL_SIZE='twenty'" in done.stderr
     assert "SECRET_KEY is not set" in done.stderr
     assert "production needs Postgres" in done.stderr
     assert "Traceback" not in done.stderr
+    assert left_behind() <= before
 
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("variable", ["PORT", "WEB_PROBE_PORT"])
-def test_a_port_in_use_is_said_at_once(environ: dict[str, str], variable: str) -> None:
+@pytest.mark.usefixtures("environ")
+def test_a_port_in_use_is_said_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """With the variable that moves it, not after five retries."""
     port = free_port()
-    with socket.create_server(("127.0.0.1", port)):
-        done = command("gunicorn", **{"PORT": free_port(), variable: port})
-    assert done.returncode == 1
-    assert f"127.0.0.1:{port} is in use; set {variable} to a free port" in done.stderr
-    assert "Traceback" not in done.stderr
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(SystemExit, match=f"127.0.0.1:{port} is in use; set {variable} to a free port"),
+    ):
+        start(monkeypatch, **{"PORT": free_port(), variable: port})
 
 
 @pytest.mark.postgres
-def test_an_app_that_is_not_a_web_workers_is_refused(environ: dict[str, str]) -> None:
+@pytest.mark.usefixtures("environ")
+def test_an_app_that_is_not_a_web_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """`gunicorn wsgi:app` in the project's folder: it would have no pool."""
-    before = left_behind()
-    done = command("gunicorn", "wsgi:app", PORT=free_port())
-    assert done.returncode == 1
-    assert "start `gunicorn` without naming an app" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert left_behind() <= before
+    with pytest.raises(SystemExit, match="start `gunicorn` without naming an app"):
+        start(monkeypatch, "wsgi:app")
 
 
 @pytest.mark.postgres

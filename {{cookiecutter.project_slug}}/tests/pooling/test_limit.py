@@ -13,12 +13,11 @@ from flask import Flask, send_file
 
 import pooling
 from pooling import limit
-from tests.serving import answers, free_port, serving, wait_until
+from tests.serving import free_port, serving, wait_until
 
 TIMEOUT = 3
 VIEWS = """
 import time
-import pooling
 from app import create_app
 
 app = create_app(web=True)
@@ -26,19 +25,6 @@ app = create_app(web=True)
 @app.get("/hang")
 def hang():
     time.sleep(600)
-
-@app.get("/unlimited")
-@pooling.unlimited
-def unlimited():
-    time.sleep(600)
-
-@app.get("/stream")
-def stream():
-    def parts():
-        while True:
-            yield "."
-            time.sleep(0.5)
-    return app.response_class(parts())
 """
 # One worker with two threads, and a ladder of times that ends below WEB_TIMEOUT.
 LEAST = {
@@ -108,32 +94,6 @@ def test_a_worker_that_hangs_is_replaced(service: tuple[int, int, Path]) -> None
     for request_id in ("first", "second"):
         assert len(re.findall(rf"request {request_id}: GET '/hang' has not got on", said)) == 1
     assert "time.sleep(600)" in said
-
-
-@pytest.mark.postgres
-def test_whoever_gets_on_is_left_alone(service: tuple[int, int, Path]) -> None:
-    """A stream that sends and a view without a limit fill the worker for longer than a request that hangs could."""
-    port, probe, log = service
-    begin(port, "/stream", "stream")
-    begin(port, "/unlimited", "unlimited")
-    time.sleep(2 * TIMEOUT + 1.5)
-    assert get(probe, "/livez")[0] == 200
-    assert metric(probe, "web_slots_busy") == 2
-    assert metric(probe, "web_slots_over_limit") == 0
-    assert "has not got on" not in log.read_text()
-    assert "WORKER TIMEOUT" not in log.read_text()
-
-
-@pytest.mark.postgres
-def test_one_that_hangs_is_only_logged(service: tuple[int, int, Path]) -> None:
-    """The other threads of its worker serve on."""
-    port, probe, log = service
-    begin(port, "/hang", "alone")
-    wait_until(lambda: "request alone: GET '/hang'" in log.read_text(), 2 * TIMEOUT)
-    time.sleep(TIMEOUT)
-    assert answers(port)
-    assert get(probe, "/livez")[0] == 200
-    assert "WORKER TIMEOUT" not in log.read_text()
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The machinery's settings: strict, and what is wrong is named with its value and a remedy."""
 
-import secrets
-
 import pytest
 
 from pooling import Settings, SettingsError
@@ -127,6 +125,20 @@ def test_flask_pool_plan_needs_no_secret_and_no_database() -> None:
     assert "SECRET_KEY=***" in refused.stderr
     assert "DATABASE_URL=***" in refused.stderr
     assert "Traceback" not in refused.stderr
-    misspelt = command("flask", "pool", "plan", DB_POOLSIZE="4", SECRET_KEY=secrets.token_hex(32))
-    assert misspelt.returncode == 1
-    assert "did you mean DB_POOL_SIZE" in misspelt.stderr
+
+
+def test_the_arithmetic_refuses_a_misspelt_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would show the plan of other numbers than were meant."""
+    monkeypatch.setenv("DB_POOLSIZE", "4")
+    with pytest.raises(SettingsError, match="did you mean DB_POOL_SIZE"):
+        Settings.load(numbers_only=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "bind"),
+    [("::", "[::]:8000"), ("[::]", "[::]:8000"), ("::1", "[::1]:8000"), ("[::1]", "[::1]:8000"), ("a-b", "a-b:8000")],
+)
+def test_an_ipv6_address_in_either_spelling(monkeypatch: pytest.MonkeyPatch, host: str, bind: str) -> None:
+    """gunicorn takes it in brackets only."""
+    monkeypatch.setenv("WEB_HOST", host)
+    assert Settings.load().bind == bind
