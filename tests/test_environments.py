@@ -2,14 +2,18 @@
 ends. Each is the real thing, around the server that a bake installs."""
 
 import contextlib
+import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +235,51 @@ def test_a_bake_is_replayed_over_itself(cli: Run, template: Path, tmp_path: Path
     assert "INSTANCES = 3" in (project / "app" / "defaults.py").read_text()
     assert (project / "app" / "mine.py").exists()
     assert (project / "Makefile").read_text()
+
+
+def test_long_lines_of_several_workers_stay_whole(installed: Path, environ: dict[str, str]):
+    """On a pipe, which takes 4096 bytes at once, and whose reader is slow."""
+    port = free_port()
+    path = "/api/" + "%01" * 1200  # six characters each in the log
+    server = subprocess.Popen(
+        [".venv/bin/gunicorn"],
+        cwd=installed,
+        env=environ | {"PORT": str(port), "WEB_CONCURRENCY": "3"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    lines: list[bytes] = []
+
+    def read() -> None:
+        assert server.stderr
+        with server.stderr:
+            for line in server.stderr:
+                lines.append(line)
+                time.sleep(0.002)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        wait_until(lambda: is_ready(("127.0.0.1", port)), Path(os.devnull))
+        with ThreadPoolExecutor(12) as clients:
+            answers = list(clients.map(lambda _: ask(("127.0.0.1", port), path), range(240)))
+    finally:
+        server.terminate()
+        server.wait(SECONDS)
+        reader.join(SECONDS)
+    assert {answer.split()[1] for answer in answers} == {"404"}
+    entries = [json.loads(line) for line in lines]
+    long = [entry for entry in entries if len(entry.get("path", "")) > 1000]
+    assert len(long) == 240
+    assert len({entry["process"] for entry in long}) == 3
+    assert min(len(line) for line in lines if b"u0001" in line) > 4096
+
+
+def test_an_editors_byte_order_mark(installed: Path, tmp_path: Path):
+    """At the start of a .env, before the first name."""
+    project = shutil.copytree(installed, tmp_path / "my_service", ignore=shutil.ignore_patterns(".venv", "instance"))
+    (project / ".venv").symlink_to(installed / ".venv")
+    (project / ".env").write_text("APP_INSTANCES=4\n", encoding="utf-8-sig")
+    planned = run("make plan", project)
+    assert "4 instances x" in planned.stdout, planned.stdout

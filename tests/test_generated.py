@@ -2,13 +2,18 @@
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import execnet
 import pytest
+import xdist
 from baking import AWKWARD, Bake
+
+INSIDE = Path(__file__).parent / "inside"
 
 
 def check(command: list[str | Path], cwd: Path, timeout: int = 600) -> str:
@@ -69,11 +74,21 @@ def test_types_of_awkward_answers(installed: Path, bake: Bake, tmp_path: Path, n
         ("smallest numbers", "postgres"),
     ],
 )
-def test_the_suite_of_awkward_answers(installed: Path, bake: Bake, tmp_path: Path, name: str, database: str):
-    """Nothing in the suite depends on the answers."""
+def test_the_suite_of_awkward_answers(
+    installed: Path, bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, database: str
+):
+    """Nothing in the suite depends on the answers, nor on the order of the tests: it is random, and two run at once."""
     project = bake(into=tmp_path / "it's a folder, & more", **AWKWARD[name])
-    (run,) = results(check([installed / ".venv/bin/python", "-m", "pytest", "--database", database], project))
-    assert set(run) == {"passed", "deselected"}
+    plugins, seed = tmp_path / "plugins", str(random.randrange(10**6))  # noqa: S311  # no secret
+    plugins.mkdir()
+    for where in (xdist.__file__, execnet.__file__):
+        (plugins / Path(where).parent.name).symlink_to(Path(where).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (plugins, INSIDE))))
+    monkeypatch.setenv("SEED", seed)
+    pytest_ = [installed / ".venv/bin/python", "-m", "pytest", "-p", "xdist.plugin", "-n", "2", "-p", "shuffled"]
+    print(f"SEED={seed}")  # shown where it fails
+    (run,) = results(check([*pytest_, "--database", database], project))
+    assert set(run) <= {"passed", "deselected"}
 
 
 def pythons() -> dict[str, str]:

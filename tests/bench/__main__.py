@@ -63,8 +63,8 @@ def measure(
 
 def run(project: Project, options: argparse.Namespace) -> None:
     """All candidates of the benchmark."""
-    result = measure(project, options, servers.issue_four)
-    chosen = [one for one in servers.issue_four(project) if not options.only or one.name in options.only]
+    result = measure(project, options, servers.all_of_them)
+    chosen = [one for one in servers.all_of_them(project) if not options.only or one.name in options.only]
     result["round_trips"] = rounds.count(project, chosen, options.workloads)
     say()
     say(report.round_trips(result["round_trips"]))
@@ -84,11 +84,6 @@ def recycle(project: Project, options: argparse.Namespace) -> None:
     rounds.store(options.out or RESULTS / "recycle.json", measure(project, options, servers.recycled))
 
 
-def logs(project: Project, options: argparse.Namespace) -> None:
-    """The access log and the metrics: on, and off."""
-    rounds.store(options.out or RESULTS / "logs.json", measure(project, options, servers.without_logs))
-
-
 def counts(project: Project, options: argparse.Namespace) -> None:
     """Round trips of each endpoint of the baked service, and what the liveness check costs."""
     with (
@@ -104,7 +99,6 @@ def counts(project: Project, options: argparse.Namespace) -> None:
             "GET /": lambda: server.get("/"),
             "GET /livez": lambda: server.get("/livez"),
             "GET /readyz": lambda: server.get("/readyz"),
-            "GET /metrics": lambda: server.get("/metrics"),
             "GET /api/notes/<id>": lambda: server.get("/api/notes/500"),
             "GET /api/notes": lambda: server.get("/api/notes?limit=20"),
             "POST /api/notes": lambda: server.ask("POST", "/api/notes", note),
@@ -134,7 +128,7 @@ def memory(project: Project, options: argparse.Namespace) -> None:
     after_fork = servers.Candidate(
         "no-preload",
         "each worker imports the app by itself",
-        (*plain, "--bind", "127.0.0.1:{port}", "baked:app"),
+        (*plain, "--bind", "127.0.0.1:{port}", "baked_unplanned:app"),
         project.folder,
     )
     found: dict[str, list[dict[str, dict[str, float]]]] = {}
@@ -165,41 +159,16 @@ def memory(project: Project, options: argparse.Namespace) -> None:
 
 
 def startup(project: Project, options: argparse.Namespace) -> None:
-    """CPU to import the service and to build its app; the time to bake."""
+    """CPU to import the service and to build its app."""
     found, over_bare = inprocess.start(project, options.rounds)
-    say("CPU seconds: import {import:.3f} + create_app {create_app:.3f} = {both:.3f} (bar: 0.35)".format(**found))
+    say("CPU seconds: import {import:.2f} + create_app {create_app:.2f} = {both:.2f}".format(**found))
     say(f"the same over Flask, Flask-SQLAlchemy and one engine without any app: {over_bare}")
-    say(f"the whole process, Python itself included: {found['process']:.3f} s")
-    say(f"baking against an empty template: {inprocess.baking(options.rounds)} (bar: 1.2)")
-    if options.callgrind:
-        counted = inprocess.start_instructions(project) | inprocess.baking_instructions()
-        body = [[name, f"{count / 1e9:.2f}"] for name, count in counted.items()]
-        say(report.table(["a whole process", "billion instructions"], body))
-
-
-def instrument(project: Project, options: argparse.Namespace) -> None:
-    """One request in process: CPU in paired turns, or instructions with --callgrind."""
-    loops = [one for one in inprocess.loops(project, options.extra) if not options.only or one.name in options.only]
-    for workload in options.workloads:
-        if options.callgrind:
-            found = {one.name: [inprocess.instructions(project, one, workload, options.requests)] for one in loops}
-            unit = "instructions"
-        else:
-            found = inprocess.cpu(project, loops, workload, options.batches, options.requests)
-            unit = "CPU us"
-        first = next(iter(found))
-        body = []
-        for name, figures in found.items():
-            paired = report.Paired(tuple(a / b for a, b in zip(found[first], figures, strict=True)))
-            body.append([name, f"{median(figures):.0f}", f"{paired.middle:.3f}"])
-        project.reset()
-        say(report.table([f"{workload}, in process", f"{unit} a request", f"{first}'s over it"], body))
-        say()
+    say(f"the whole process, Python itself included: {found['process']:.2f} s")
 
 
 def instructions(project: Project, options: argparse.Namespace) -> None:
     """Instructions of a whole server for one request: exact, where requests per second and seconds of CPU are not."""
-    known = [*servers.without_logs(project), *servers.issue_four(project)]
+    known = [*servers.without_logs(project), *servers.all_of_them(project)]
     candidates = {one.name: one for one in known if one.command[0] == "gunicorn"}
     chosen = [one for one in candidates.values() if not options.only or one.name in options.only]
     rows = []
@@ -254,7 +223,6 @@ def parser() -> argparse.ArgumentParser:
         (run, ["read", "page", "write", "slow"], [32, 128]),
         (sweep, ["read", "slow", "mixed"], [128]),
         (recycle, ["read"], [32]),
-        (logs, ["read"], [32]),
     ):
         sub = part(function)
         sub.add_argument("--seconds", type=float, default=5, help="of each cell")
@@ -265,14 +233,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--sizes", type=sizes, default=[], help="workers x threads, as 3x4,3x8")
     part(counts)
     part(memory, rounds=3)
-    sub = part(startup, rounds=9)
-    sub.add_argument("--callgrind", action="store_true", help="count instructions, too")
-    sub = part(instrument)
-    sub.add_argument("--workloads", type=words, default=["read"])
-    sub.add_argument("--batches", type=int, default=40)
-    sub.add_argument("--requests", type=int, default=200)
-    sub.add_argument("--callgrind", action="store_true", help="count instructions: exact, where seconds are not")
-    sub.add_argument("--extra", type=Path, nargs="*", default=[], help="other copies of the baked project")
+    part(startup, rounds=9)
     sub = part(instructions)
     sub.add_argument("--workloads", type=words, default=["read", "page", "write"])
     sub.add_argument("--requests", type=int, default=150)

@@ -13,9 +13,7 @@ LABELS = {
     "pre-ping": "Flask-SQLAlchemy + pre-ping",
     "nullpool": "Flask-SQLAlchemy, NullPool",
     "floor-flask": "Flask, hand-written SQL",
-    "floor-wsgi": "bare WSGI, hand-written SQL",
     "fastapi": "FastAPI, async ORM, asyncpg",
-    "granian": "this template on granian",
 }
 PANELS = ((RATE, "requests per second: longer is better"), (CPU, "CPU per request, µs: shorter is better"))
 OURS, OTHERS, RANGES = "#2563eb", "#9ca3af", "#374151"

@@ -1,6 +1,5 @@
-"""In-process figures: what one request, one checkout, one start costs, without a web server and its noise."""
+"""Figures without the noise of requests per second: instructions of a request, one checkout, one start."""
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -8,20 +7,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from tests.bench.project import CANDIDATES, HERE, TEMPLATE, Project, bake
+from tests.bench.project import HERE, Project
 from tests.bench.proxy import counting
 from tests.bench.report import Paired
 from tests.bench.rounds import ask
 from tests.bench.servers import Candidate, serving
 
 INSIDE = HERE / "inside"
-PROJECT = "{{cookiecutter.project_slug}}"
 CONNECT = """
 from app.extensions import db
 from baked import app
@@ -31,90 +27,9 @@ with app.app_context():
 """
 
 
-@dataclass(frozen=True)
-class Loop:
-    """A WSGI app that is called in a process of its own."""
-
-    name: str
-    spec: str
-    folder: Path
-
-    def command(self, workload: str) -> list[str | Path]:
-        return [sys.executable, INSIDE / "loop.py", self.spec, workload]
-
-
-def loops(project: Project, extra: Sequence[Path] = ()) -> list[Loop]:
-    """The baked app and what it is held against; `extra` are other copies of the project, to compare a change."""
-    return [
-        Loop("baked", "baked:app", project.folder),
-        Loop("silent", "baked_silent:app", project.folder),
-        Loop("pre-ping", "orm:preping()", CANDIDATES),
-        Loop("floor-flask", "floor_flask:app", CANDIDATES),
-        Loop("floor-wsgi", "floor_wsgi:app", CANDIDATES),
-        *(Loop(folder.name, "baked:app", folder.resolve()) for folder in extra),
-    ]
-
-
-@contextlib.contextmanager
-def started(
-    project: Project, loop: Loop, workload: str, under: Sequence[str] = ()
-) -> Iterator["subprocess.Popen[str]"]:
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as metrics:
-        process = subprocess.Popen(
-            [*under, *loop.command(workload)],
-            cwd=loop.folder,
-            # The metrics go to files, as under gunicorn.
-            env=project.environ(BENCH_THREADS="1", PYTHONPATH=str(loop.folder), PROMETHEUS_MULTIPROC_DIR=metrics),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            process.stdin.close()
-            process.stdout.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
-            process.wait()
-
-
-def take(process: "subprocess.Popen[str]", requests: int) -> float:
-    """CPU microseconds a request."""
-    process.stdin.write(f"{requests}\n")
-    process.stdin.flush()
-    answer = process.stdout.readline()
-    if not answer:
-        raise RuntimeError("the loop ended; run inside/loop.py by hand to see why")
-    return float(answer) / requests * 1e6
-
-
-def cpu(project: Project, loops: Sequence[Loop], workload: str, batches: int, requests: int) -> dict[str, list[float]]:
-    """CPU microseconds a request, batch by batch, in turns: what is compared ran within a fraction of a second."""
-    with contextlib.ExitStack() as stack:
-        running = {loop.name: stack.enter_context(started(project, loop, workload)) for loop in loops}
-        for process in running.values():
-            take(process, 300)
-        found: dict[str, list[float]] = {name: [] for name in running}
-        for _ in range(batches):
-            for name, process in running.items():
-                found[name].append(take(process, requests))
-        return found
-
-
-def instructions(project: Project, loop: Loop, workload: str, requests: int) -> float:
-    """Instructions a request in user space, by callgrind."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        started(project, loop, workload, _callgrind(folder)) as process,
-    ):
-        return _counted(folder, process.pid, lambda times: take(process, times), requests)
-
-
 def server_instructions(project: Project, candidate: Candidate, workload: str, requests: int) -> float:
-    """The same of a whole server under gunicorn: its loop, its threads, its parser, its sockets."""
+    """Instructions a request in user space, by callgrind, of a whole server under gunicorn: its loop, its threads, its
+    parser, its sockets."""
     with tempfile.TemporaryDirectory() as folder:
         command = (*_callgrind(folder), sys.executable, str(INSIDE / "one_process.py"), *candidate.command[1:])
         with serving(project, dataclasses.replace(candidate, command=command)) as server:
@@ -179,66 +94,3 @@ def start(project: Project, times: int) -> tuple[dict[str, float], Paired]:
             runs.append(json.loads(project.run("python", INSIDE / name).splitlines()[-1]))
     ratios = tuple(ours["both"] / theirs["both"] for ours, theirs in zip(found, bare, strict=True))
     return {name: median(run[name] for run in found) for name in found[0]}, Paired(ratios)
-
-
-def start_instructions(project: Project) -> dict[str, int]:
-    """Instructions of a whole process: Python alone, Flask and Flask-SQLAlchemy alone, and the service."""
-    programs = {"Python alone": ("-c", ""), "Flask, Flask-SQLAlchemy, an engine": (INSIDE / "bare.py",)}
-    programs["the service"] = (INSIDE / "start.py",)
-    found = {}
-    for name, words in programs.items():
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "callgrind"
-            count = (_valgrind(), "--tool=callgrind", f"--callgrind-out-file={out}", sys.executable)
-            project.run(*count, *words)
-            found[name] = _total(out)
-    return found
-
-
-def baking(times: int) -> Paired:
-    """How long it takes to bake, against a template of as many files, all empty, and no hooks."""
-    ratios = []
-    with _templates() as scratch:
-        for number in range(times):
-            taken = []
-            for name in ("template", "empty"):
-                before = time.perf_counter()
-                bake(scratch / name, scratch / f"{name}-{number}")
-                taken.append(time.perf_counter() - before)
-            ratios.append(taken[0] / taken[1])
-    return Paired(tuple(ratios))
-
-
-def baking_instructions() -> dict[str, int]:
-    """The same in instructions, those of the hooks included."""
-    found = {}
-    with _templates() as scratch:
-        for name in ("template", "empty"):
-            counts = scratch / f"{name}-counts"
-            counts.mkdir()
-            under = (_valgrind(), "--tool=callgrind", "--trace-children=yes", f"--callgrind-out-file={counts}/%p")
-            bake(scratch / name, scratch / f"{name}-counted", under)
-            found[f"a bake of the {name}"] = sum(map(_total, counts.iterdir()))
-    return found
-
-
-@contextlib.contextmanager
-def _templates() -> Iterator[Path]:
-    """A folder with the template, and with one of as many files, all empty, and no hooks."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        scratch = Path(folder)
-        template, empty = scratch / "template", scratch / "empty"
-        shutil.copytree(TEMPLATE, template, ignore=lambda folder, names: _untracked(Path(folder), names))
-        (empty / PROJECT).mkdir(parents=True)
-        (empty / "cookiecutter.json").write_text('{"project_slug": "empty"}')
-        for path in (template / PROJECT).rglob("*"):
-            copy = empty / path.relative_to(template)
-            if path.is_file():
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                copy.touch()
-        yield scratch
-
-
-def _untracked(folder: Path, names: list[str]) -> list[str]:
-    """What a clone of the template would not have."""
-    return [name for name in names if name in {"__pycache__", "tests"} or (folder == TEMPLATE and name[0] == ".")]

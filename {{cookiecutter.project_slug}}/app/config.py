@@ -119,7 +119,8 @@ def _in_development() -> bool:
 
 
 def _dotenv() -> dict[str, str]:
-    return {name: value for name, value in dotenv_values(".env").items() if value is not None}
+    values = dotenv_values(".env", encoding="utf-8-sig")  # an editor may have put a byte order mark before the first
+    return {name: value for name, value in values.items() if value is not None}
 
 
 PLACEHOLDERS = ("change", "secret", "password", "placeholder", "example", "default", "your-", "your_")

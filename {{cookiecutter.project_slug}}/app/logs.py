@@ -16,7 +16,6 @@ from app.config import Environment
 PLAIN = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(name)s %(process)d %(request_id)s %(message)s"
 
-
 COLOURS = {"WARNING": 33, "ERROR": 31, "CRITICAL": 31}
 IN_COLOUR = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 

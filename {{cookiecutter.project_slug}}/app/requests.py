@@ -37,7 +37,8 @@ def end(response: Response) -> Response:
     if "request_id" not in g:  # somebody else's hook answered before ours was asked
         begin()
     for name, value in SECURITY_HEADERS.items():
-        response.headers.setdefault(name, value)
+        if name not in response.headers:
+            response.headers.add(name, value)
     response.headers["X-Request-ID"] = g.request_id
     duration_ms = round((time.perf_counter() - g.began) * 1000, 2)
     line = {"method": request.method, "path": request.path, "status": response.status_code}

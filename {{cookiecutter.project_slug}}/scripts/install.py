@@ -62,7 +62,7 @@ def refuse_ports_in_use(ports: int) -> None:
     """gunicorn looks again; this saves the wait for an installation."""
     port = os.environ.get("PORT", "")
     if not port and Path(".env").is_file():
-        port = (re.findall(r"^PORT=(\d+)$", Path(".env").read_text(encoding="utf-8"), re.MULTILINE) or [""])[-1]
+        port = (re.findall(r"^PORT=(\d+)$", Path(".env").read_text(encoding="utf-8-sig"), re.MULTILINE) or [""])[-1]
     if port and not re.fullmatch("[0-9]{1,5}", port):
         return  # the settings say what is wrong with it
     for number in range(ports):

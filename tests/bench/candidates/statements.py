@@ -1,4 +1,4 @@
-"""The SQL of the two floors, written by hand."""
+"""The SQL of the floor, written by hand."""
 
 COLUMNS = "id, title, body, created_at, updated_at"
 GET = f"select {COLUMNS} from notes where id = %s"  # noqa: S608

@@ -7,12 +7,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
-from app import create_app, pools
+from pooling.engine import ConnectionGuard
+
+from app import create_app
+from app.extensions import db
 
 CHECKS = 20_000
 
-engine = create_app(web=True).extensions["statements"]
-guard = next(check for check in engine.pool.dispatch.checkout if check.__module__ == pools.__name__)
+with create_app(web=True).app_context():
+    engine = db.engine
+guard = next(each for each in engine.pool.dispatch.checkout if each.__qualname__.startswith(ConnectionGuard.__name__))
 proxy = engine.raw_connection()
 connection, record = proxy.dbapi_connection, proxy._connection_record
 timings = timeit.repeat(lambda: guard(connection, record, proxy), number=CHECKS, repeat=7)

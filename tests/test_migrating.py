@@ -1,0 +1,104 @@
+"""Migrations as they go wrong in practice: written on SQLite for Postgres, two by two, under the limits of a role."""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from serving import postgres, run
+
+COLUMNS = """
+    urgent: Mapped[bool] = mapped_column(default=False, server_default=false())
+    public: Mapped[bool] = mapped_column(default=True, server_default=true())
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=func.now())
+    colour: Mapped[str] = mapped_column(String(20), server_default="white")
+    weight: Mapped[int] = mapped_column(server_default=text("1"))
+"""
+A_ROW = "insert into notes (title, body, created_at, updated_at) values ('a', 'b', '2026-01-01', '2026-01-01')"
+SLOW = "op.execute('select pg_sleep(1)')"
+LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
+
+
+@pytest.fixture
+def copy(installed: Path, tmp_path: Path) -> Path:
+    """The installed project once more, to be changed."""
+    project = shutil.copytree(installed, tmp_path / "my_service", ignore=shutil.ignore_patterns(".venv", "instance"))
+    (project / ".venv").symlink_to(installed / ".venv")
+    return project
+
+
+@pytest.fixture
+def server(installed: Path, tmp_path: Path) -> Iterator[str]:
+    with postgres(installed, tmp_path / "data", "service") as url:
+        yield url
+
+
+def follow(project: Path, name: str, *, after: str, body: str = "pass") -> Path:
+    """A migration written by hand."""
+    path = project / "migrations" / "versions" / f"{name}.py"
+    path.write_text(
+        f'"""{name}."""\n\nfrom alembic import op\n\nrevision = "{name}"\ndown_revision = "{after}"\n\n\n'
+        f"def upgrade() -> None:\n    {body}\n\n\ndef downgrade() -> None:\n    pass\n"
+    )
+    return path
+
+
+def test_defaults_of_the_server_fit_both_databases(copy: Path, server: str):
+    """`make migrate` compares with a Postgres, whatever development runs on; what it writes goes on SQLite, too."""
+    models = copy / "app" / "models.py"
+    text = models.read_text() + COLUMNS
+    text = text.replace("from sqlalchemy import ", "from sqlalchemy import false, func, text, true, ")
+    models.write_text(text)
+    made = run('make migrate m="more of a note"', copy)
+    assert made.returncode == 0, made.stdout
+    (path,) = (copy / "migrations" / "versions").glob("*_more_of_a_note.py")
+    written = path.read_text()
+    for default in ("sa.false()", "sa.true()", "sa.func.now()", 'server_default="white"', 'sa.text("1")'):
+        assert default in written
+    where = copy / "instance" / "my_service.db"
+    for url, connect in ((None, lambda: sqlite3.connect(where)), (server, lambda: psycopg.connect(server))):
+        more = {"APP_ENV": "development"} | ({"DATABASE_URL": url} if url else {})
+        assert run(".venv/bin/flask db upgrade 0001", copy, **more).returncode == 0
+        with connect() as connection:
+            connection.execute(A_ROW)
+        done = run(".venv/bin/flask db upgrade", copy, **more)
+        assert done.returncode == 0, done.stdout
+        with connect() as connection:
+            (row,) = connection.execute("select urgent, public, colour, weight, seen_at is null from notes").fetchall()
+        assert row == (False, True, "white", 1, False)
+
+
+def test_two_that_follow_the_same_one(copy: Path):
+    """As after a merge of two branches: one line says how they are joined, and then it goes on."""
+    for name in ("left", "right"):
+        follow(copy, name, after="0001")
+    refused = run("make upgrade", copy)
+    assert refused.returncode != 0
+    assert "two migrations follow the same one" in refused.stdout
+    assert 'flask db merge -m "merge" heads' in refused.stdout
+    assert "Traceback" not in refused.stdout
+    merged = run('.venv/bin/flask db merge -m "merge" heads && make upgrade', copy, APP_ENV="development")
+    assert merged.returncode == 0, merged.stdout
+
+
+@pytest.mark.parametrize("whose", ["role app", "database service"])
+def test_limits_of_a_role_or_a_database_are_for_requests(copy: Path, server: str, whose: str):
+    """A migration may take longer than a request, and another connection of it waits meanwhile."""
+    name = f"slow_{whose.partition(' ')[0]}"
+    follow(copy, name, after="0001", body=SLOW)
+    admin = server.replace("//app@", "//postgres@")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        for limit in LIMITS:
+            connection.execute(f"alter {whose} set {limit} = '200ms'".encode())
+        try:
+            done = run(
+                f".venv/bin/flask db upgrade {name} && .venv/bin/flask db downgrade 0001",
+                copy,
+                APP_ENV="development",
+                DATABASE_URL=server,
+            )
+        finally:
+            connection.execute(f"alter {whose} reset all".encode())
+    assert done.returncode == 0, done.stdout
