@@ -23,7 +23,7 @@ CLEAN = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith(("APP_", "DB_", "WEB_", "SQLALCHEMY_", "MAKE", "MFLAGS"))
-    and name not in {"DATABASE_URL", "SECRET_KEY", "PORT", "UV", "PYTHONDONTWRITEBYTECODE"}
+    and name not in {"ARGS", "DATABASE_URL", "SECRET_KEY", "PORT", "RATE", "UV", "PYTHONDONTWRITEBYTECODE"}
 }
 # Runs a Postgres until its input ends, and prints where.
 POSTGRES = """

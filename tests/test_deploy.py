@@ -22,7 +22,7 @@ import psycopg
 import pytest
 import yaml
 from baking import PROJECT, ROOT, Bake
-from serving import CLEAN, STARTING_SECONDS, STOPPING_SECONDS, ask, postgres, served
+from serving import CLEAN, STARTING_SECONDS, STOPPING_SECONDS, ask, postgres, run, served
 
 UV = Path(sys.executable).parent / "uv"
 SECRET = "0123456789abcdef" * 4
@@ -306,7 +306,9 @@ def test_an_instance_too_many(installed: Path, database: str, tmp_path: Path):
             three = free_port()
             with Load(one, two, clients=24) as load:
                 wait_for(lambda: connected(database)["my_service"] == peak)
-
+            assert load.failed == []
+            # The pools keep what they have. Fewer clients leave the machine something for the commands.
+            with Load(one, two, clients=4) as load:
                 flask(installed, database, "db", "upgrade", **numbers)
                 assert "the plan fits" in flask(installed, database, "pool", "check", **numbers)
 
@@ -542,6 +544,61 @@ def test_procrastinate(installed: Path, database: str, queues: Path, programs: P
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
+
+# The commands of docs/deploy.md, by how they begin, and the test that runs them or does the same with the same files.
+RUN = {
+    "flask pool limit": "test_what_the_page_shows",
+    "flask pool plan --for-pgbouncer | sudo tee": "test_what_the_page_shows, test_pgbouncer_with_the_plans_sizes",
+    "DATABASE_ADMIN_URL=postgresql://postgres@… flask pool limit --apply": "test_an_instance_too_many",
+    "sudo cp deploy/pgbouncer/pgbouncer.ini": "test_pgbouncer_with_the_plans_sizes",
+    "sudo cp deploy/systemd": "test_systemd_understands_the_units",
+    "systemd-analyze security": "test_the_unit_is_hardened",
+    "sudo sh -c 'set -a; . /etc/my_service.env;": "test_a_file_of_settings_for_a_shell",
+    "sudo systemctl enable --now": "needs systemd itself; test_a_restart_loses_no_request does the same",
+    'echo "SECRET_KEY=$(openssl rand -hex 32)" >> .env': "feeds the next",
+    'echo "POSTGRES_PASSWORD=$(openssl rand -hex 32)" >> .env': "feeds the next",
+    'echo "TLS_HOST=notes.example.org" >> .env': "tests/test_proxy.py, test_tls_by_a_host_name",
+    "docker compose": "needs a container engine; tests/test_image.py and test_proxy.py do what its files say",
+    "kubectl": "needs a cluster; test_kubernetes_schemas, test_kustomization_holds_together and the limit's test above",
+}
+
+
+def commands(project: Path) -> list[tuple[str, str]]:
+    """Each command of the page, with what is shown below it."""
+    text = (project / "docs" / "deploy.md").read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    entries = [entry for block in blocks for entry in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return [(command, shown) for command, _, shown in (entry.partition("\n") for entry in entries)]
+
+
+def test_every_command_of_the_page_is_run(project: Path):
+    """Each stands above, and nothing stands above that is not on the page."""
+    found = [command for command, _ in commands(project)]
+    assert [command for command in found if not command.startswith(tuple(RUN))] == []
+    assert [start for start in RUN if not any(command.startswith(start) for command in found)] == []
+    named = {word for where in RUN.values() for word in re.findall(r"\btest_\w+\b(?!\.py)", where)}
+    assert named - globals().keys() == {"test_tls_by_a_host_name"}  # which is in test_proxy.py
+
+
+def test_what_the_page_shows(installed: Path, database: str):
+    """The limit and PgBouncer's sizes are those of the defaults on two cpus."""
+    plan = {"WEB_CONCURRENCY": 3, "WEB_THREADS": 4}
+    shown = {command: text for command, text in commands(installed) if text and "sudo cp" not in text}
+    assert len(shown) == 2
+    for command, text in shown.items():
+        words = command.partition(" | ")[0].split()[1:]
+        assert flask(installed, database, *words, **plan) == text, command
+
+
+def test_a_file_of_settings_for_a_shell(installed: Path, database: str, tmp_path: Path):
+    """What systemd reads as EnvironmentFile, a shell reads before it migrates."""
+    (command,) = (
+        command for command, _ in commands(installed) if "/etc/my_service.env" in command and "sh -c" in command
+    )
+    settings = tmp_path / "my_service.env"
+    settings.write_text(f"DATABASE_URL='{database}'\nSECRET_KEY={SECRET}\n")
+    done = run(command.removeprefix("sudo ").replace("/etc/my_service.env", str(settings)), installed)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_page_is_short_and_names_what_is_there(project: Path):

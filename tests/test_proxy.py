@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from chaos.harness import Project, Proxy, free_port, proxy
+from serving import served
 
 INSTANCES = ("127.0.0.2", "127.0.0.3")
 LARGEST = 1024 * 1024
@@ -198,6 +199,30 @@ def test_tls_by_a_host_name(shipped: Project, tmp_path: Path) -> None:
             answer.read()
             connection.request("GET", "/.well-known/acme-challenge/x")
             assert connection.getresponse().status == 404
+
+
+def test_under_a_path(installed: Path, tmp_path: Path) -> None:
+    """As the comment in app.conf.template says: links and `Location` of the app begin with the path."""
+    project = Project(installed, installed / ".venv").copy(
+        tmp_path,
+        (
+            ("deploy/nginx/app.conf.template", 'X-Forwarded-Prefix "";', 'X-Forwarded-Prefix "/svc";'),
+            ("deploy/nginx/http.conf.template", "location / {", "location /svc/ {"),
+            ("deploy/nginx/http.conf.template", "proxy_pass", "rewrite ^/svc(/.*)$ $1 break; proxy_pass"),
+        ),
+    )
+    (project.folder / ".venv").symlink_to(installed / ".venv")
+    port = free_port()
+    with served("make run", project.folder, port, WEB_TRUSTED_PROXIES="1"), proxy(project, port) as nginx:
+        links = json.loads(ask(nginx, "/svc/")[1])["links"]
+        assert links["notes"] == "/svc/api/notes"
+        assert ask(nginx, links["notes"])[0] == 200
+        assert b'href="/svc/static/style.css"' in ask(nginx, "/svc/", Accept="text/html")[1]
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=10)) as connection:
+            connection.request("POST", links["notes"], b'{"title": "Bread"}', {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            note = json.loads(answer.read())
+            assert (answer.status, answer.getheader("Location")) == (201, f"/svc/api/notes/{note['id']}")
 
 
 def test_only_these_variables(project: Path) -> None:

@@ -221,6 +221,25 @@ def test_two_ways(copy: Path):
     assert result.stdout.splitlines()[-1:] == re.findall("^# prints: (.*)$", both, re.MULTILINE)
 
 
+def test_a_setting_of_ones_own(copy: Path):
+    """One line in `Settings`, and one in `.env.example`; a list and a secret, too."""
+    config, example = copy / "app" / "config.py", copy / ".env.example"
+    line = "    app_job: str | None = None\n"
+    assert line in config.read_text()
+    own = "    cors_origins: list[str] = []\n    mail_password: SecretStr | None = None\n    page_size: int = 20\n"
+    config.write_text(config.read_text().replace(line, line + own))
+    example.write_text(f"{example.read_text()}# CORS_ORIGINS=[]\n# MAIL_PASSWORD=\n# PAGE_SIZE=20\n")
+    (copy / ".env").write_text('CORS_ORIGINS=["https://example.org"]\nMAIL_PASSWORD=hunter2\n')
+    show = "from app.config import Settings; s = Settings.load(); print(s.cors_origins, s.mail_password, s.page_size)"
+    shown = run(f'.venv/bin/python -c "{show}"', copy, APP_ENV="development", PAGE_SIZE="50")
+    assert shown.stdout == "['https://example.org'] ********** 50\n"
+    wrong = run(f'.venv/bin/python -c "{show}"', copy, APP_ENV="development", PAGE_SIZE="many", CORS_ORIGINS="x")
+    assert "PAGE_SIZE='many': " in wrong.stdout
+    assert "CORS_ORIGINS='x': " in wrong.stdout
+    checked = run("make lint typecheck", copy)
+    assert checked.returncode == 0, checked.stdout
+
+
 def test_without_the_example(copy: Path):
     """When the example is deleted from where the README says that it is, the rest migrates, serves, and is clean."""
     readme = READMES["project"].read_text()

@@ -1,7 +1,6 @@
 """One project for the whole suite, how long it runs, and the table at the end."""
 
 import os
-import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,17 +55,17 @@ def long(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def baked(bake: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> harness.Project:
+def baked(bake: Callable[..., Path], request: pytest.FixtureRequest) -> harness.Project:
     """What the defaults bake, installed. CHAOS_VENV names an installed .venv to use instead of making one."""
     folder = bake()
-    for parent in folder.parents:  # where we are root, Postgres and PgBouncer run as others, who must get through
+    venv = Path(os.environ.get("CHAOS_VENV") or request.getfixturevalue("installed") / ".venv")
+    for parent in {
+        *folder.parents,
+        *venv.parents,
+    }:  # root's Postgres and PgBouncer run as others
         if not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o011)
-    if venv := os.environ.get("CHAOS_VENV"):
-        return harness.Project(folder, Path(venv))
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "VIRTUAL_ENV"))}
-    subprocess.run(["make", "install"], cwd=folder, env=environ, capture_output=True, timeout=300, check=True)
-    return harness.Project(folder, folder / ".venv")
+    return harness.Project(folder, venv)
 
 
 @pytest.fixture

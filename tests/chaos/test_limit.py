@@ -1,14 +1,19 @@
 """Requests that hang in something that is not the database: an outbound call without a timeout."""
 
+import contextlib
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
+
+import pytest
 
 from chaos.harness import Copy, Postgres, Project, Result, fetch, record, wait_for
 
 WEB_TIMEOUT = 4
 SECONDS = 25
+WAITING = 3
 # One worker with two threads, and a ladder of times below WEB_TIMEOUT.
 LEAST = {
     "WEB_CONCURRENCY": 1,
@@ -56,11 +61,11 @@ def hang(project: Project, postgres: Postgres) -> Result:
 def get_on(project: Project, postgres: Postgres) -> Result:
     """One request that hangs, beside a stream that sends and a view that has no limit."""
     result = Result(
-        "Only one hangs", f"1 hangs, 1 streams, 1 is unlimited, each 3 x WEB_TIMEOUT={WEB_TIMEOUT}",
+        "Only one hangs", f"1 hangs, 1 streams, 1 is unlimited, each 4 x WEB_TIMEOUT={WEB_TIMEOUT}",
         "no worker is replaced; only the one that hangs is logged",
     )  # fmt: skip
     with Copy(project, postgres.url(), **LEAST | {"WEB_THREADS": 4}) as copy:
-        seconds = 3 * WEB_TIMEOUT
+        seconds = 4 * WEB_TIMEOUT
         for path in (f"slow?s={seconds}", f"unlimited?s={seconds}", f"stream?s={seconds / 5}"):
             threading.Thread(target=copy.get, args=(f"/chaos/{path}",), daemon=True).start()
         time.sleep(2.5 * WEB_TIMEOUT)
@@ -68,7 +73,15 @@ def get_on(project: Project, postgres: Postgres) -> Result:
         served = fetch(copy.port, "/livez", timeout=1).status, fetch(copy.probe_port, "/livez").status
         logged = re.findall("GET '(/chaos/[a-z]+)' has not got on", copy.text())
         replaced = copy.metric("web_workers_replaced_total")
-        result.counted = {"busy": int(busy), "past the limit": int(over), "replaced": int(replaced)}
+        # The fourth thread's place is taken by a client that sends nothing; three more wait in the kernel.
+        with contextlib.ExitStack() as waiting:
+            for _ in range(1 + WAITING):
+                waiting.enter_context(socket.create_connection(("127.0.0.1", copy.port), timeout=5))
+            time.sleep(2)  # gauges are looked at twice a second
+            backlog = copy.metric("web_backlog")
+        result.counted = {"busy": int(busy), "past the limit": int(over), "replaced": int(replaced),
+                          "backlog": int(backlog)}  # fmt: skip
+    result.expect(backlog == WAITING, f"{backlog:g} wait, by the metric")
     result.expect((busy, over, replaced) == (3, 1, 0), f"{busy:g} busy, {over:g} past the limit, {replaced:g} replaced")
     result.expect(served == (200, 200), f"/livez on both ports said {served}")
     result.expect(logged == ["/chaos/slow"], f"logged: {logged}")
@@ -83,6 +96,7 @@ def test_every_thread_hangs(baked: Project, postgres: Postgres) -> None:
     assert not record(hang(baked, postgres)).missed
 
 
+@pytest.mark.long
 def test_sabotage_heartbeat(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
     """As stock gthread: the heartbeat goes on, and nobody is replaced."""
     name = "the heartbeat that stops"

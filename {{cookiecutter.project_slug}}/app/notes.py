@@ -37,7 +37,7 @@ class NoteIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     title: Text = Field(min_length=1, max_length=200)
-    # So that the largest page, asked for by all threads at once, fits in the memory that a worker is planned with.
+    # A page of 100 is made in memory, by each thread that serves one.
     body: Text = Field("", max_length=10_000)
 
 

@@ -130,14 +130,16 @@ class Hooks:
     # --- in a worker -------------------------------------------------------------------------------------------------
 
     def post_fork(self, server: Any, worker: Any) -> None:
-        """The pools empty themselves after any fork (engine.py); here it is the metrics."""
+        """The pools empty themselves after any fork (engine.py); here it is the metrics, and the master's handlers.
+
+        Those came along with the fork. They would put a signal on a list that nobody reads here, and the worker, which
+        has none of its own yet, would serve on until the master kills it."""
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
         metrics.take_slot(worker.slot)
 
     def post_worker_init(self, worker: Any) -> None:
-        # On Ctrl-C gunicorn's handler takes a lock of its threads, which the interrupted code may hold; then the worker
-        # hangs until it is killed. To finish what is in hand, as for SIGTERM, takes none.
-        for number in (signal.SIGINT, signal.SIGQUIT):
-            signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        finish_on_ctrl_c()
         counted = metrics.metrics()
         counted.announce(self.settings)
         counted.sampled[counted.slots_busy] = lambda: len(limit.in_flight)
@@ -203,6 +205,13 @@ class Hooks:
             sys.exit("\n".join(("the plan does not fit the database:", *verdict.problems)))
         for problem in verdict.problems:
             server.log.warning("%s", problem)
+
+
+def finish_on_ctrl_c() -> None:
+    """In a worker, where gunicorn's handler takes a lock of its threads, which the interrupted code may hold; then the
+    worker hangs until it is killed. To finish what is in hand, as for SIGTERM, takes none."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _url(address: Any) -> str:

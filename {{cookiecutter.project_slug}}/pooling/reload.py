@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.util import import_app  # the one that reads `wsgi_app`
 
+from pooling.hooks import finish_on_ctrl_c
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
@@ -30,6 +32,7 @@ class Reloaded:
     def __init__(self, wsgi_app: str) -> None:
         self.wsgi_app, self.error, self.lock = wsgi_app, "", threading.Lock()
         self.app: Any = None
+        finish_on_ctrl_c()  # also while the worker is only starting
         self.load()
 
     def load(self) -> None:

@@ -18,7 +18,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
 from app import defaults
-from pooling import hooks
+from pooling import hooks, metrics
 from pooling.settings import Settings
 from tests.pooling.conftest import load, start
 from tests.serving import ROOT, TOOLS, call, command, environment, free_port, serving, wait_until
@@ -186,6 +186,22 @@ def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) 
     assert text.count("ignored; restart the service instead") == 3
     assert all(line.startswith("{") for line in text.splitlines())
     assert left_behind() <= before
+
+
+@once
+@pytest.mark.usefixtures("production")
+def test_a_worker_that_only_starts_ends_when_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the fork and its own handlers it has those of the master, which would lose the signal."""
+    monkeypatch.setattr(metrics, "take_slot", lambda number: None)
+    post_fork = load(monkeypatch).cfg.post_fork
+    numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        post_fork(None, types.SimpleNamespace(slot=1))
+        assert {signal.getsignal(number) for number in numbers} == {signal.SIG_DFL}
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @once
