@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import socket
@@ -104,14 +105,16 @@ def at_once(command: str, project: Path, seconds: float, **environ: str) -> tupl
     os.close(theirs)
     time.sleep(seconds)
     os.write(ours, b"\x03")
-    shown = b""
-    while True:
-        try:
+    shown, deadline = b"", time.monotonic() + 60
+    try:
+        while select.select([ours], [], [], max(0, deadline - time.monotonic()))[0]:
             shown += os.read(ours, 4096)
-        except OSError:
-            break
-    os.close(ours)
-    return process.wait(30), shown.decode(errors="replace")
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"it goes on: {shown.decode(errors='replace')}")
+    except OSError:  # how Linux ends a terminal that nobody holds open any more
+        return process.wait(30), shown.decode(errors="replace")
+    finally:
+        os.close(ours)
 
 
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 1, 1.8])

@@ -14,6 +14,31 @@ import xdist
 from baking import AWKWARD, Bake
 
 INSIDE = Path(__file__).parent / "inside"
+# A whole production's .env, and what libpq and gunicorn read by themselves.
+SHELL = {
+    "APP_ENV": "production",
+    "APP_INSTANCES": "7",
+    "APP_JOB": "worker",
+    "APP_JOBS": "worker=2x4",
+    "DATABASE_URL": "postgresql://app:hunter2@db.invalid/production",
+    "DB_BUDGET_CHECK": "off",
+    "DB_MAX_CONNECTIONS": "20",
+    "DB_POOLER": "pgbouncer",
+    "DB_POOL_SIZE": "1",
+    "FLASK_DEBUG": "1",
+    "GUNICORN_CMD_ARGS": "--workers 9",
+    "PGHOST": "db.invalid",
+    "PGOPTIONS": "-c statement_timeout=1",
+    "PGPORT": "5433",
+    "PGUSER": "nobody",
+    "PORT": "80",
+    "PROMETHEUS_MULTIPROC_DIR": "/nonexistent",
+    "SECRET_KEY": "short",
+    "SQLALCHEMY_POOL_SIZE": "20",
+    "WEB_CONCURRENCY": "2",
+    "WEB_HOST": "::",
+    "WEB_TRUSTED_PROXIES": "3",
+}
 
 
 def check(command: list[str | Path], cwd: Path, timeout: int = 600) -> str:
@@ -77,13 +102,16 @@ def test_types_of_awkward_answers(installed: Path, bake: Bake, tmp_path: Path, n
 def test_the_suite_of_awkward_answers(
     installed: Path, bake: Bake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, database: str
 ):
-    """Nothing in the suite depends on the answers, nor on the order of the tests: it is random, and two run at once."""
+    """Nothing in the suite depends on the answers, nor on the order of the tests: it is random, and two run at once. It
+    does not see either what is set in the shell that runs it."""
     project = bake(into=tmp_path / "it's a folder, & more", **AWKWARD[name])
     plugins, seed = tmp_path / "plugins", str(random.randrange(10**6))  # noqa: S311  # no secret
     plugins.mkdir()
     for where in (xdist.__file__, execnet.__file__):
         (plugins / Path(where).parent.name).symlink_to(Path(where).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (plugins, INSIDE))))
+    for variable, value in SHELL.items():
+        monkeypatch.setenv(variable, value)
     monkeypatch.setenv("SEED", seed)
     pytest_ = [installed / ".venv/bin/python", "-m", "pytest", "-p", "xdist.plugin", "-n", "2", "-p", "shuffled"]
     print(f"SEED={seed}")  # shown where it fails

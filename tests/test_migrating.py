@@ -102,3 +102,27 @@ def test_limits_of_a_role_or_a_database_are_for_requests(copy: Path, server: str
         finally:
             connection.execute(f"alter {whose} reset all".encode())
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "says"),
+    [
+        ("postgresql://app@127.0.0.1:9/service", "pass", "the database cannot be reached: "),
+        ("{server}/../nowhere", "pass", 'database "nowhere" does not exist'),
+        ("{nobody}", "pass", 'role "nobody" does not exist'),
+        ("{server}", "op.execute('select 1 / 0')", "wrong.py, line 10: division by zero"),
+        ("{server}", "op.execute('drop table pg_class')", "wrong.py, line 10: must be owner of table pg_class"),
+        ("{server}", "op.execute('nonsense')", 'wrong.py, line 10: syntax error at or near "nonsense"'),
+        ("{server}", "op.drop_table('missing')", 'wrong.py, line 10: table "missing" does not exist'),
+    ],
+)
+def test_an_error_of_the_database_is_one_line(copy: Path, server: str, url: str, body: str, says: str):
+    """No traceback: which migration, which line, and what the database says."""
+    follow(copy, "wrong", after="0001", body=body)
+    url = url.replace("{server}/../nowhere", server.replace("/service?", "/nowhere?"))
+    url = url.replace("{nobody}", server.replace("//app@", "//nobody@")).replace("{server}", server)
+    done = run(".venv/bin/flask db upgrade", copy, APP_ENV="development", DATABASE_URL=url)
+    assert done.returncode == 1
+    assert says in done.stdout
+    assert "Traceback" not in done.stdout
+    assert len(done.stdout.strip().splitlines()) == 1, done.stdout

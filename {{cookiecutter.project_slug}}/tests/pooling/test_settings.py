@@ -132,13 +132,3 @@ def test_the_arithmetic_refuses_a_misspelt_name(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DB_POOLSIZE", "4")
     with pytest.raises(SettingsError, match="did you mean DB_POOL_SIZE"):
         Settings.load(numbers_only=True)
-
-
-@pytest.mark.parametrize(
-    ("host", "bind"),
-    [("::", "[::]:8000"), ("[::]", "[::]:8000"), ("::1", "[::1]:8000"), ("[::1]", "[::1]:8000"), ("a-b", "a-b:8000")],
-)
-def test_an_ipv6_address_in_either_spelling(monkeypatch: pytest.MonkeyPatch, host: str, bind: str) -> None:
-    """gunicorn takes it in brackets only."""
-    monkeypatch.setenv("WEB_HOST", host)
-    assert Settings.load().bind == bind
