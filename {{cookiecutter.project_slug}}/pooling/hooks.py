@@ -93,6 +93,7 @@ class Hooks:
     def when_ready(self, server: Any) -> None:
         """Refuse the signals that break the plan, and keep the collector off what all workers share: moving it would
         copy the memory into each of them."""
+        end_workers_that_only_start()
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
         if self.reload:  # a closed terminal ends what was started in it
@@ -130,12 +131,7 @@ class Hooks:
     # --- in a worker -------------------------------------------------------------------------------------------------
 
     def post_fork(self, server: Any, worker: Any) -> None:
-        """The pools empty themselves after any fork (engine.py); here it is the metrics, and the master's handlers.
-
-        Those came along with the fork. They would put a signal on a list that nobody reads here, and the worker, which
-        has none of its own yet, would serve on until the master kills it."""
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        """The pools empty themselves after any fork (engine.py); here it is the metrics."""
         metrics.take_slot(worker.slot)
 
     def post_worker_init(self, worker: Any) -> None:
@@ -205,6 +201,29 @@ class Hooks:
             sys.exit("\n".join(("the plan does not fit the database:", *verdict.problems)))
         for problem in verdict.problems:
             server.log.warning("%s", problem)
+
+
+def end_workers_that_only_start() -> None:
+    """Call it in the master. A new worker has the master's handlers until it sets its own. They would put a signal on a
+    list that nobody reads there, and the worker would serve on until the master kills it, WEB_GRACEFUL_TIMEOUT later.
+    So whoever is told to end meanwhile ends at once; the signal waits while the process is forked."""
+    master, numbers = os.getpid(), (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+    def block() -> None:
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def unblock() -> None:
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    def unblock_worker() -> None:
+        if os.getppid() == master:
+            for number in numbers:
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock_worker)
 
 
 def finish_on_ctrl_c() -> None:

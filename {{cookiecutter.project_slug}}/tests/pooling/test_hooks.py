@@ -18,7 +18,7 @@ from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
 from app import defaults
-from pooling import hooks, metrics
+from pooling import hooks
 from pooling.settings import Settings
 from tests.pooling.conftest import load, start
 from tests.serving import ROOT, TOOLS, call, command, environment, free_port, serving, wait_until
@@ -188,20 +188,27 @@ def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) 
     assert left_behind() <= before
 
 
+FORK_AND_TELL = """
+import os, signal, time
+from pooling import hooks
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)  # as the master's, which only note the signal
+hooks.end_workers_that_only_start()
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if (child := os.fork()) == 0:
+        time.sleep(20)
+        os._exit(0)
+    os.kill(child, number)  # at once, before it has done anything
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number)
+    os.kill(os.getpid(), number)  # and this process goes on
+"""
+
+
 @once
-@pytest.mark.usefixtures("production")
-def test_a_worker_that_only_starts_ends_when_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_only_starts_ends_when_it_is_told() -> None:
     """Between the fork and its own handlers it has those of the master, which would lose the signal."""
-    monkeypatch.setattr(metrics, "take_slot", lambda number: None)
-    post_fork = load(monkeypatch).cfg.post_fork
-    numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: None) for number in numbers]
-    try:
-        post_fork(None, types.SimpleNamespace(slot=1))
-        assert {signal.getsignal(number) for number in numbers} == {signal.SIG_DFL}
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    done = command("python", "-c", FORK_AND_TELL)
+    assert done.stdout.split() == ["True"] * 3, done.stderr
 
 
 @once
