@@ -124,8 +124,11 @@ def pythons() -> dict[str, str]:
     home = Path.home()
     folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
     pyenv = Path(os.environ.get("PYENV_ROOT", home / ".pyenv"))
-    folders += [*pyenv.glob("versions/*/bin"), *home.glob(".local/share/uv/python/*/bin")]
+    if os.access(pyenv, os.R_OK | os.X_OK):
+        folders += pyenv.glob("versions/*/bin")
+    folders += home.glob(".local/share/uv/python/*/bin")
     found = {}
+    folders = [folder for folder in folders if os.access(folder, os.R_OK | os.X_OK)]
     for path in sorted({path for folder in folders for path in folder.glob("python3.[0-9]*")}):
         if re.fullmatch(r"python3\.\d+", path.name) and int(path.name.partition(".")[2]) >= OLDEST:
             asked = subprocess.run([path, "-c", ASKED], capture_output=True, text=True, timeout=60, check=False)

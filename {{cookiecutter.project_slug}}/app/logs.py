@@ -48,7 +48,9 @@ class PlainFormatter(logging.Formatter):
 class NoiseFilter(logging.Filter):
     """Leaves out what gunicorn says of its own doings each time it starts, reloads and stops."""
 
-    NOISE = re.compile("(Starting|Listening|Using worker|Booting|Reloader is|Handling|Worker exiting|Worker .*SIGQUIT)")
+    NOISE = re.compile(
+        "Starting|Listening|Using worker|Booting|Reloader is|Handling|Worker exiting|Worker .*SIG(INT|QUIT)"
+    )
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not self.NOISE.match(record.getMessage())
