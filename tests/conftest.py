@@ -103,6 +103,14 @@ def installed(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
+@pytest.fixture
+def copy(installed: Path, tmp_path: Path) -> Path:
+    """The installed project once more, to be changed."""
+    project = shutil.copytree(installed, tmp_path / "my_service", ignore=shutil.ignore_patterns(".venv", "instance"))
+    (project / ".venv").symlink_to(installed / ".venv")
+    return project
+
+
 @pytest.fixture(scope="session")
 def cli(template: Path) -> Run:
     """The real command: `cookiecutter ARGS...`, in the folder that is given."""

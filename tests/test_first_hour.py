@@ -21,14 +21,6 @@ UNREACHABLE = "http://127.0.0.1:9/simple"
 
 
 @pytest.fixture
-def copy(installed: Path, tmp_path: Path) -> Path:
-    """The installed project once more, to be changed."""
-    project = shutil.copytree(installed, tmp_path / "my_service", ignore=shutil.ignore_patterns(".venv", "instance"))
-    (project / ".venv").symlink_to(installed / ".venv")
-    return project
-
-
-@pytest.fixture
 def fresh(bake: Bake, tmp_path: Path) -> Path:
     """A project in which nothing is installed yet."""
     return bake(into=tmp_path)

@@ -1,6 +1,5 @@
 """Migrations as they go wrong in practice: written on SQLite for Postgres, two by two, under the limits of a role."""
 
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +18,6 @@ COLUMNS = """
 A_ROW = "insert into notes (title, body, created_at, updated_at) values ('a', 'b', '2026-01-01', '2026-01-01')"
 SLOW = "op.execute('select pg_sleep(1)')"
 LIMITS = ("statement_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
-
-
-@pytest.fixture
-def copy(installed: Path, tmp_path: Path) -> Path:
-    """The installed project once more, to be changed."""
-    project = shutil.copytree(installed, tmp_path / "my_service", ignore=shutil.ignore_patterns(".venv", "instance"))
-    (project / ".venv").symlink_to(installed / ".venv")
-    return project
 
 
 @pytest.fixture

@@ -169,14 +169,6 @@ def test_prod_on_another_postgres(installed: Path, tmp_path: Path):
         assert "verdict        the plan fits" in pool_check(installed, url)
 
 
-@pytest.fixture
-def copy(installed: Path, tmp_path: Path) -> Path:
-    """The installed project once more, to be changed."""
-    project = shutil.copytree(installed, tmp_path / "my_service", ignore=shutil.ignore_patterns(".venv", "instance"))
-    (project / ".venv").symlink_to(installed / ".venv")
-    return project
-
-
 def python_blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", READMES["project"].read_text(), re.MULTILINE | re.DOTALL)
 
