@@ -117,3 +117,11 @@ def test_an_error_of_the_database_is_one_line(copy: Path, server: str, url: str,
     assert says in done.stdout
     assert "Traceback" not in done.stdout
     assert len(done.stdout.strip().splitlines()) == 1, done.stdout
+
+
+def test_the_postgres_of_the_project_sees_nothing_of_the_shell(installed: Path):
+    """What libpq reads by itself is meant for another server."""
+    shell = {"PGPORT": "5433", "PGSERVICE": "none", "PGHOSTADDR": "127.0.0.1", "PGOPTIONS": "-c statement_timeout=1"}
+    done = run('make migrate m="nothing"', installed, **shell)
+    assert "there is nothing to migrate" in done.stdout
+    assert "Traceback" not in done.stdout

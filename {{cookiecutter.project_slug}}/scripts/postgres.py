@@ -56,6 +56,7 @@ def running(
     """
     data = data.resolve()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_without_settings_of_libpq())
         link = data
         data, account = _prepared(data)
         if data != link and not keep:
@@ -69,6 +70,16 @@ def running(
         stack.enter_context(_started(binaries, data, sockets, account, options))
         _make_database(sockets, database)
         yield f"postgresql://{ROLE}@/{database}?host={sockets}"
+
+
+@contextlib.contextmanager
+def _without_settings_of_libpq() -> Iterator[None]:
+    """PGPORT, PGSERVICE, PGOPTIONS and the like are meant for another server."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _prepared(data: Path) -> tuple[Path, dict[str, Any]]:
