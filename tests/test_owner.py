@@ -38,7 +38,8 @@ FACTORY = {
     EXTENSIONS: f"{EXTENSIONS}    from flask_cors import CORS\n",
 }
 CONFIG = {
-    "    app_job: str | None = None\n": "    app_job: str | None = None\n    reports_url: DatabaseUrl | None = None\n",
+    "    database_url: DatabaseUrl | None = None\n": "    database_url: DatabaseUrl | None = None\n"
+    "    reports_url: DatabaseUrl | None = None\n",
     '        "SQLALCHEMY_DATABASE_URI": settings.database,\n': '        "SQLALCHEMY_DATABASE_URI": settings.database,\n'
     '        "SQLALCHEMY_BINDS": {"reports": {"url": settings.reports_url or "sqlite:///reports.db", **engine_options('
     'settings, settings.reports_url or "sqlite:///reports.db", process)}},\n',

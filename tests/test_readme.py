@@ -216,7 +216,7 @@ def test_two_ways(copy: Path):
 def test_a_setting_of_ones_own(copy: Path):
     """One line in `Settings`, and one in `.env.example`; a list and a secret, too."""
     config, example = copy / "app" / "config.py", copy / ".env.example"
-    line = "    app_job: str | None = None\n"
+    line = "    database_url: DatabaseUrl | None = None\n"
     assert line in config.read_text()
     own = "    cors_origins: list[str] = []\n    mail_password: SecretStr | None = None\n    page_size: int = 20\n"
     config.write_text(config.read_text().replace(line, line + own))

@@ -124,16 +124,12 @@ def bake(template: Path, into: Path, under: Sequence[str] = ()) -> Path:
 def postgres(folder: Path, data: Path) -> Iterator[tuple[int, psycopg.Connection]]:
     """The project's own way to run a Postgres, with a port besides its socket."""
     port = free_port()
-    os.environ["PGPORT"] = str(port)  # it names the socket too
-    try:
-        running = load(folder / "scripts" / "postgres.py").running
-        with (
-            running(data, DATABASE, max_connections=MAX_CONNECTIONS, settings=SERVER_SETTINGS | {"port": str(port)}),
-            psycopg.connect(f"postgresql://postgres@127.0.0.1:{port}/{DATABASE}", autocommit=True) as admin,
-        ):
-            yield port, admin
-    finally:
-        del os.environ["PGPORT"]
+    running = load(folder / "scripts" / "postgres.py").running
+    with (
+        running(data, DATABASE, max_connections=MAX_CONNECTIONS, settings=SERVER_SETTINGS | {"port": str(port)}),
+        psycopg.connect(f"postgresql://postgres@127.0.0.1:{port}/{DATABASE}", autocommit=True) as admin,
+    ):
+        yield port, admin
 
 
 def load(path: Path) -> ModuleType:

@@ -44,7 +44,7 @@ class Settings(pooling.Settings):
     app_env: Environment = Environment.PRODUCTION
     secret_key: SecretStr | None = None
     database_url: DatabaseUrl | None = None
-    app_job: str | None = None
+    app_job: str | None = Field(None, pattern="^[a-z][a-z0-9_-]*$")
     app_instances: Whole = Field(defaults.INSTANCES, ge=1, le=262_143)
     db_max_connections: Whole = Field(defaults.MAX_CONNECTIONS, ge=1, le=262_143)
 

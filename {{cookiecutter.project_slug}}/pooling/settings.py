@@ -87,7 +87,7 @@ def _jobs(value: Any) -> Any:
     for part in value.split(",") if value else ():
         match = JOB.fullmatch(part.strip())
         if not match:
-            raise ValueError(f"{part.strip()!r} is not name=COPIESxCONNECTIONS, for example worker=2x4,beat=1x1")
+            raise ValueError("each job is name=COPIESxCONNECTIONS, for example worker=2x4,beat=1x1")
         name, copies, connections = match.groups()
         if name in jobs or name in {"web", "cli"}:
             raise ValueError(f"{name} is {'there twice' if name in jobs else 'a name of our own; choose another'}")

