@@ -11,13 +11,13 @@ PYTHON ?= $(shell for python in python3 python3.15 python3.14 python3.13 python3
 	"$$python" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$python" && break; done)
 # uv where it is installed, which is faster and can bring a Python. `make UV=` does without it.
 UV ?= $(shell command -v uv 2>/dev/null)
-TOO_OLD = { echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not: make PYTHON=/path/to/python" >&2; exit 1; }
+TOO_OLD = { echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is older or missing: make PYTHON=/path/to/python" >&2; exit 1; }
 ANY_PYTHON := $(if $(PYTHON),"$(PYTHON)",$(if $(UV),"$(UV)" run --quiet --no-project --python ">=3.11" python,false))
 INSTALL = $(ANY_PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || $(TOO_OLD); $(ANY_PYTHON) "$(PROJECT)/scripts/install.py" --uv "$(UV)"
 LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
 
-# In a folder of its own, since pytest's usual one is locked anew for others by every run of pytest, those of the projects
-# that are baked included: as root, the Postgres of a test runs as nobody and has to get through.
+# pytest closes its usual folder to others whenever it starts, also inside a project that is tested. As root, the tests'
+# Postgres runs as nobody and could not enter it. So the tests have a folder of their own.
 PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
 
 .PHONY: help demo .port test bench chaos lint lock clean
@@ -31,17 +31,17 @@ demo: .port .demo/baked ## Make a project with the defaults and serve it on http
 		echo "The template has changed since $(DEMO) was made. 'rm -r .demo' lets make do it anew, without its data."
 	@trap 'exit 0' INT; $(MAKE) -C $(DEMO) run $(if $(PYTHON),PYTHON="$(PYTHON)")
 
-# A port that is taken is said before anything is installed.
+# Says that a port is in use, before anything is installed.
 .port:
 	@$(INSTALL) --ports 1
 
-test: .venv/.test .venv/.debian ## Test the template and what it bakes (ARGS="-k slug" for some of it)
+test: .venv/.test .venv/.debian ## Test the template and the projects that it makes (ARGS="-k slug" for some of it)
 	@$(PYTEST) $(ARGS)
 
-chaos: .venv/.test .venv/.debian ## Put what it bakes through the full loads of tests/chaos and print the table (about 40 minutes)
+chaos: .venv/.test .venv/.debian ## Run the full load and failure tests on such a project, and print their table (about 40 minutes)
 	@$(PYTEST) tests/chaos --long $(ARGS)
 
-bench: .venv/.bench ## Measure what it bakes against other ways, an hour on a quiet machine (ARGS="--rounds 1 --seconds 1")
+bench: .venv/.bench ## Compare its speed with other ways, an hour on a quiet machine (ARGS="--rounds 1 --seconds 1")
 	@command -v wrk >/dev/null || apt-get install -y wrk || { \
 		echo "wrk makes the load and cannot be installed from here: apt-get install wrk, as root" >&2; exit 1; }
 	@.venv/bin/python -m tests.bench run $(ARGS)

@@ -22,7 +22,7 @@ def report(name, folder, numbers, sizing, machine):
     except sizing.PlanError as error:
         lines = [f"This machine cannot hold {name}, another may: {error}"]
     except Exception as error:  # noqa: BLE001 - an unknown machine; the bake is done, and the plan is a courtesy
-        lines = [f"This machine's size cannot be read ({error}): `make plan` shows the plan of another"]
+        lines = [f"This machine's cpus and memory cannot be read, so no plan is shown: {error}"]
     else:
         lines = [
             f"{name} on this machine ({here['cpus']:g} cpus, {here['memory_mib']} MiB):",
@@ -48,7 +48,7 @@ def main(answers, folder):
         "max_connections": int(answers["postgres_max_connections"]),
         "instances": int(answers["app_instances"]),
     }
-    try:  # cruft does not tell the first hook where the template is, so the numbers are held together here
+    try:  # cruft does not tell the first hook where the template is, so the two numbers are checked together here
         sizing.plan(**ROOMY, **numbers)
     except sizing.PlanError as error:
         print(f"Refused: postgres_max_connections and app_instances do not fit together: {error}", file=sys.stderr)

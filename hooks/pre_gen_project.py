@@ -29,7 +29,7 @@ SLUG_LENGTH = 40
 POSTGRES_DATABASES = ("postgres", "template0", "template1")
 # Postgres's own upper bound for max_connections. Every instance needs a connection, so it bounds them too.
 MOST_CONNECTIONS = 262143
-# Enough of everything: whether the two numbers fit may not depend on the machine that happens to run this.
+# Enough of everything: whether the two numbers fit must not depend on the machine that happens to run this.
 ROOMY = {"cpus": 1024.0, "memory_mib": 1024 * 1024}
 # Unicode's categories of control, format and surrogate characters, and of line and paragraph separators.
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -166,7 +166,7 @@ def main(answers, environ=os.environ, version=sys.version_info):
     if found:
         print("Refused:", "; ".join(found), file=sys.stderr)
         if "_repo_dir" in answers:  # cruft has other ways to pass answers
-            print("Again, with the other answers:", again(answers), file=sys.stderr)
+            print("To try again with the answers that were right:", again(answers), file=sys.stderr)
     return 1 if found else 0
 
 

@@ -550,6 +550,7 @@ RUN = {
     "flask pool limit": "test_what_the_page_shows",
     "flask pool plan --for-pgbouncer | sudo tee": "test_what_the_page_shows, test_pgbouncer_with_the_plans_sizes",
     "DATABASE_ADMIN_URL=postgresql://postgres@… flask pool limit --apply": "test_an_instance_too_many",
+    "sudo mkdir -p /etc/pgbouncer/sizes": "test_pgbouncer_with_the_plans_sizes",
     "sudo cp deploy/pgbouncer/pgbouncer.ini": "test_pgbouncer_with_the_plans_sizes",
     "sudo cp deploy/systemd": "test_systemd_understands_the_units",
     "systemd-analyze security": "test_the_unit_is_hardened",

@@ -87,10 +87,11 @@ def database(shop: Path, installed: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextlib.contextmanager
-def served(shop: Path, settings: dict[str, str]) -> Iterator[str]:
+def served(shop: Path, settings: dict[str, str], command: str = "gunicorn") -> Iterator[str]:
     port = free_port()
     with (shop.parent / f"{port}.log").open("w+") as log:
-        server = subprocess.Popen(["gunicorn"], cwd=shop, env=settings | {"PORT": str(port)}, stdout=log, stderr=log)
+        there = settings | {"PORT": str(port)}
+        server = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=shop, env=there, stdout=log, stderr=log)
         try:
             address, give_up = f"http://127.0.0.1:{port}", time.monotonic() + 30
             while True:
@@ -184,3 +185,13 @@ def test_a_statement_that_takes_too_long_is_a_503(shop: Path, installed: Path, d
     with served(shop, environ(installed, database, **limits)) as address:
         assert ask(address, "/slow/6") == (503, "The database is busy.")
         assert ask(address, "/slow/0")[0] == 200
+
+
+def test_in_development(shop: Path, installed: Path, database: str):
+    """`flask run` serves there, as the document says, and in production only gunicorn.conf.py does."""
+    command = re.search(r"^\$ APP_ENV=development (flask .* run)$", DOCUMENT, re.MULTILINE)[1]
+    settings = environ(installed, database)
+    with served(shop, settings | {"APP_ENV": "development"}, f"{command} --port $PORT") as address:
+        assert ask(address, "/slow/0")[0] == 200
+    with served(shop, settings, f"{command} --port $PORT") as address:
+        assert ask(address, "/slow/0")[0] == 503

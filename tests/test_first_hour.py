@@ -122,7 +122,7 @@ def test_ctrl_c_while_it_installs(fresh: Path):
     """One line, and the same command goes on."""
     _, shown = at_once("make plan UV=", fresh, 1.5)
     assert "Traceback" not in shown
-    assert shown.count("Stopped. The same command begins where this ended.") == 1
+    assert shown.count("Stopped. Run the same command again to continue.") == 1
     assert run("make plan", fresh, UV=uv()).returncode == 0
 
 
@@ -240,7 +240,7 @@ def test_without_a_network(fresh: Path, tmp_path: Path, tool: str):
     said = run("make plan", fresh, UV=uv() if tool == "uv" else "", **nowhere)
     assert said.returncode
     lines = [line for line in said.stdout.splitlines() if not re.match(r"make|Installing| +\d+ s", line)]
-    assert lines == ["The package index cannot be reached: is there a network? Then the same command goes on."], (
+    assert lines == ["The package index cannot be reached. Check the network, then run the same command again."], (
         said.stdout
     )
 

@@ -180,7 +180,7 @@ def test_report_on_an_unknown_machine():
     """A machine whose size cannot be read costs the plan, not the project."""
     unknown = SimpleNamespace(cpus=lambda: 1 / 0, memory_mib=lambda: 1)
     lines = post.report("x", Path("x"), {"max_connections": 100, "instances": 1}, sizing, unknown)
-    assert lines[0].startswith("This machine's size cannot be read (division by zero)")
+    assert lines[0] == "This machine's cpus and memory cannot be read, so no plan is shown: division by zero"
     assert lines[-1] == "  make test"
 
 

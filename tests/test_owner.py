@@ -267,5 +267,5 @@ def test_a_bind_that_is_not_counted_is_refused_with_the_remedy(owned: Path, venv
         [venv / "gunicorn"], cwd=owned, env=environ, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode != 0
-    assert "'reports', which the plan does not count; set DB_BINDS=1" in done.stderr
+    assert "1 on Postgres ('reports'), and the plan counts each; set DB_BINDS=1" in done.stderr
     assert "Traceback" not in done.stderr

@@ -55,7 +55,7 @@ def test_by_keyboard(service: int, browser: chromium.Page):
     browser.press("Tab", 9)
     assert browser.ask("document.activeElement.id") == "pause"
     assert browser.ask("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    for pressed, text in (("true", "Go on"), ("false", "Pause")):
+    for pressed, text in (("true", "Resume"), ("false", "Pause")):
         browser.press("Enter", 13, "\r")
         assert browser.ask("document.activeElement.getAttribute('aria-pressed')") == pressed
         assert browser.ask("document.activeElement.textContent") == text

@@ -23,7 +23,7 @@ HERE = {
     "make install": "test_shows",
     "make plan": "test_shows",
     "flask pool plan": "test_shows",
-    "flask pool plan --pooler pgbouncer": "test_shows",
+    "flask pool plan --for-pgbouncer": "test_shows",
     'make migrate m="notes have a colour"': "test_the_first_change",
     "make upgrade": "test_the_first_change",
 }
@@ -85,7 +85,7 @@ def test_commands_stand_in_console_blocks():
         ("make install", ""),
         ("make plan", "machine  "),
         (".venv/bin/flask pool plan", "machine  "),
-        (".venv/bin/flask pool plan --pooler pgbouncer", "set pgbouncer's max_client_conn to at least"),
+        (".venv/bin/flask pool plan --for-pgbouncer", "max_client_conn = "),
     ],
 )
 def test_shows(installed: Path, command: str, shown: str):

@@ -111,7 +111,7 @@ def refusal(result: subprocess.CompletedProcess[str], left: list[Path]) -> str:
     assert result.returncode == 1, result.stdout
     line, again = result.stderr.splitlines()
     assert line.startswith("Refused: ")
-    assert again.startswith("Again, with the other answers: cookiecutter ")
+    assert again.startswith("To try again with the answers that were right: cookiecutter ")
     assert [path.name for path in left] == ["work"]
     return line
 

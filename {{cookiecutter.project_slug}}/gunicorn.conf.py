@@ -1,7 +1,7 @@
 """gunicorn's settings, from the same plan that sizes the pools. gunicorn reads this file where it is started.
 
-`make plan` shows the numbers with the sum that they come from. They cannot be changed on gunicorn's command line, since
-they are one side of a sum and the pools are the other; the variables in `fixed` change both.
+`make plan` shows the numbers, and where they come from. gunicorn's command line cannot change them, since the pools
+would not follow. The variables in `fixed` change both.
 """
 
 import sys
@@ -36,7 +36,7 @@ class _Logger(glogging.Logger):
 
 logger_class = _Logger
 
-# About one worker for each cpu, since a worker runs Python on one cpu at a time; fewer where memory is short.
+# One worker more than there are cpus, since a worker runs Python on one cpu at a time; fewer where memory is short.
 workers = _plan.workers
 # A thread waits for the database while another one computes. Each needs a connection, so the pool has as many.
 worker_class = _plan.worker_class
@@ -57,12 +57,12 @@ max_requests = 10_000
 max_requests_jitter = 5_000
 # The heartbeat is a file. On a slow disk it would stall, and a healthy worker would be replaced.
 worker_tmp_dir = shared_memory()
-# The control socket needs a HOME that can be written, which a container often has not.
+# The control socket needs a HOME that can be written, which a container often does not have.
 control_socket_disable = True
 # Headers of a proxy are believed in one place, by WEB_TRUSTED_PROXIES. gunicorn would believe whatever runs beside it.
 forwarded_allow_ips = ""
 
-# Loaded once and then forked, workers share the app's memory. In development each worker loads the code anew instead.
+# The app is loaded once, before the fork, so that workers share its memory. In development each worker loads it anew.
 reload = _settings.app_env is Environment.DEVELOPMENT
 preload_app = not reload
 if reload:  # a mistake in the code is shown, and does not end the server

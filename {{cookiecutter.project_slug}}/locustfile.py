@@ -1,7 +1,7 @@
 """What `make load` asks of the running service. Add tasks for your own views: Locust's manual says how.
 
     make load                                4 clients for each slot; each asks again when it has its answer
-    make load RATE=200                       200 requests a second, however long the answers take
+    make load RATE=200                       200 requests a second, as long as an answer takes less than one
     make load ARGS="--users 20 --run-time 60s"
 
 The first finds out how much the service can do. Only the second shows waiting as users see it, since clients that wait

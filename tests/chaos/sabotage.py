@@ -13,9 +13,15 @@ SABOTAGE: dict[str, Patches] = {
         ("pooling/engine.py", "    os.register_at_fork(after_in_child=_empty_pools)", "    pass"),
     ),
     "the refusal of HUP": (
-        ("pooling/hooks.py", '    signal.SIGHUP: "HUP would start new workers beside the old ones",\n', ""),
+        (
+            "pooling/hooks.py",
+            '    signal.SIGHUP: "HUP is ignored: it would start new workers beside the old ones",\n',
+            "",
+        ),
     ),
-    "the refusal of TTIN": (("pooling/hooks.py", '    signal.SIGTTIN: "TTIN would start a worker more",\n', ""),),
+    "the refusal of TTIN": (
+        ("pooling/hooks.py", '    signal.SIGTTIN: "TTIN is ignored: it would start one more worker",\n', ""),
+    ),
     "pools without overflow": OVERFLOW,
     "the check at checkout": (
         ("pooling/engine.py", '        event.listen(engine, "checkout", guard.checked_out)\n', ""),

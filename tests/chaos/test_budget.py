@@ -12,7 +12,7 @@ import pytest
 from chaos.harness import NO_CONNECTION_LEFT, Copy, Load, Postgres, Project, Result, Sampler, read, record
 
 BAR = "peak <= plan, no 'too many clients', nothing failed; a signal that adds workers is refused with a line"
-REFUSED = "which the plan does not count: ignored"
+REFUSED = "which the plan does not count. Restart the service instead."
 RECYCLED = (
     ("gunicorn.conf.py", "max_requests = 10_000", "max_requests = 200"),
     ("gunicorn.conf.py", "max_requests_jitter = 5_000", "max_requests_jitter = 100"),

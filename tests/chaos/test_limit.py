@@ -49,7 +49,7 @@ def hang(project: Project, postgres: Postgres) -> Result:
         except TimeoutError:
             result.expect(False, f"no answer in {SECONDS - 5} s")
         seconds = time.monotonic() - began
-        stacks = len(re.findall("/chaos/slow' has not got on", copy.text()))
+        stacks = len(re.findall("/chaos/slow' has made no progress", copy.text()))
         replaced = copy.metric("web_workers_replaced_total")
         result.counted = {"served after s": round(seconds, 1), "stacks": stacks, "replaced": int(replaced)}
     result.expect(seconds <= 2 * WEB_TIMEOUT, f"served after {seconds:.1f} s")
@@ -71,7 +71,7 @@ def get_on(project: Project, postgres: Postgres) -> Result:
         time.sleep(2.5 * WEB_TIMEOUT)
         busy, over = copy.metric("web_slots_busy"), copy.metric("web_slots_over_limit")
         served = fetch(copy.port, "/livez", timeout=1).status, fetch(copy.probe_port, "/livez").status
-        logged = re.findall("GET '(/chaos/[a-z]+)' has not got on", copy.text())
+        logged = re.findall("GET '(/chaos/[a-z]+)' has made no progress", copy.text())
         replaced = copy.metric("web_workers_replaced_total")
         # The fourth thread's place is taken by a client that sends nothing; three more wait in the kernel.
         with contextlib.ExitStack() as waiting:

@@ -1,7 +1,7 @@
-"""Every error as `application/problem+json` (RFC 9457), and as Flask's own page for a browser.
+"""Errors as `application/problem+json` (RFC 9457). A browser gets Flask's own page, but for the database's 503.
 
 A pool that stays full, a server that is gone or restarting, a statement that took too long: these are 503, since the
-same request will work in a moment. Nothing is tried again behind a view's back. What nobody expected goes Flask's own
+same request may work in a moment. No view is run a second time. What nobody expected goes Flask's own
 way (its signal, its log, the debugger, `app.testing`), and ends as a problem document with status 500.
 """
 
@@ -67,6 +67,6 @@ def database_problem(error: Exception) -> Response:
     if not pooling.is_transient(error):
         raise error
     log.warning("the database did not serve this request: %s", getattr(error, "orig", error))
-    # Who may have written something is not told to send it again.
+    # A client whose request may have written something is not told to send it again.
     headers = {} if pooling.may_have_written() else {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return problem(503, pooling.reason(error), headers)

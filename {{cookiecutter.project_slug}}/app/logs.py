@@ -1,6 +1,5 @@
 """Logs, by the logging module: one JSON object a line in production, plain lines elsewhere; the request id on both."""
 
-import contextlib
 import fcntl
 import logging
 import os
@@ -24,7 +23,7 @@ class RequestIdFilter(logging.Filter):
     """Puts the id of the current request on each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not hasattr(record, "request_id"):  # it has one where a thread speaks of another one's request
+        if not hasattr(record, "request_id"):  # else it was given to the logger
             record.request_id = g.get("request_id", "-") if has_request_context() else "-"
         return True
 
@@ -60,10 +59,14 @@ class WholeLines(logging.StreamHandler[TextIO]):
     """A pipe takes 4096 bytes at once, so longer lines of two workers would be mixed: one writes while others wait."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # not a file
+        try:
             fcntl.lockf(self.stream, fcntl.LOCK_EX)
-        super().emit(record)
-        with contextlib.suppress(OSError):
+        except OSError:  # not a file
+            super().emit(record)
+            return
+        try:
+            super().emit(record)
+        finally:
             fcntl.lockf(self.stream, fcntl.LOCK_UN)
 
 

@@ -1,7 +1,6 @@
 """The example resource: notes that are created, listed page by page, read, changed and deleted.
 
-Reads are single statements, so they go by `run`: one round trip. Writes go by `db.session`, as in any Flask-SQLAlchemy
-app.
+Reads are single statements, so they use `run`: one round trip. Writes use `db.session`, as in any Flask-SQLAlchemy app.
 """
 
 from datetime import datetime

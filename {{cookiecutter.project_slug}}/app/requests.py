@@ -1,4 +1,4 @@
-"""What happens around every request: its id, the security headers, the access line in the log."""
+"""What is added to every request: its id, the security headers, the access line in the log."""
 
 import logging
 import re
@@ -41,6 +41,6 @@ def end(response: Response) -> Response:
             response.headers.add(name, value)
     response.headers["X-Request-ID"] = g.request_id
     duration_ms = round((time.perf_counter() - g.began) * 1000, 2)
-    line = {"method": request.method, "path": request.path, "status": response.status_code}
+    line = {"request_id": g.request_id, "method": request.method, "path": request.path, "status": response.status_code}
     log.info("request", extra=line | {"duration_ms": duration_ms, "remote_address": request.remote_addr})
     return response

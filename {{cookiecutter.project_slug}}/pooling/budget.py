@@ -1,4 +1,4 @@
-"""The promise held against the live server: does the plan's peak fit what this database really gives?"""
+"""Compares the plan with the live server: does its peak fit what this database really gives?"""
 
 import re
 from collections.abc import Mapping
@@ -48,14 +48,14 @@ class Server:
         return self.connected.get(WEB, 0)
 
     @property
-    def slots_kept(self) -> int:
+    def kept(self) -> int:
         """Connections that no ordinary role gets."""
         return self.superuser_reserved + self.role_reserved
 
     @property
-    def slots(self) -> int:
+    def for_roles(self) -> int:
         """Connections for all ordinary roles together."""
-        return self.max_connections - self.slots_kept
+        return self.max_connections - self.kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,12 @@ class Verdict:
     def holds(self) -> bool:
         return not self.problems and not self.warnings
 
+    @property
+    def words(self) -> str:
+        if self.problems:
+            return "the plan does not fit"
+        return "the plan fits, but not beside who is connected now" if self.warnings else "the plan fits"
+
 
 def ask(settings: Settings, url: URL) -> Server:
     """Ask over a connection of its own, closed again before anything forks.
@@ -87,7 +93,7 @@ def ask(settings: Settings, url: URL) -> Server:
     return Server(**facts, connected=ours, connected_others=sum(by_name.values()))
 
 
-def reason(error: SQLAlchemyError) -> str:
+def driver_message(error: SQLAlchemyError) -> str:
     """What the driver says of it, in one line."""
     return " ".join(str(getattr(error, "orig", error)).split())
 
@@ -98,14 +104,14 @@ def is_full(message: str) -> bool:
 
 
 def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
-    """Hold the plan against the server's limits, and against who is connected now.
+    """Compare the plan with the server's limits, and with who is connected now.
 
     :param starting: an instance is about to start, so its connections come on top of those that are open.
     """
     needed = plan.connections_peak + plan.connections_jobs
     limits = {
-        f"max_connections {server.max_connections} - {server.slots_kept} kept by the server"
-        f" - {plan.reserved} reserved": server.slots - plan.reserved,
+        f"max_connections {server.max_connections} - {server.kept} kept by the server"
+        f" - {plan.reserved} reserved": server.for_roles - plan.reserved,
         "the role's connection limit": server.role_limit,
         "the database's connection limit": server.database_limit,
     }
@@ -123,10 +129,10 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
             for name, limit in binding.items()
             if needed > limit
         ]
-        if not problems and needed + server.connected_others > server.slots:
+        if not problems and needed + server.connected_others > server.for_roles:
             warnings.append(
                 f"{server.connected_others} connections of others are open, more than the {plan.reserved} reserved:"
-                f" {needed} + {server.connected_others} > {server.slots}"
+                f" {needed} + {server.connected_others} > {server.for_roles}"
             )
         problems += _more_than_planned(plan, server, plan.connections_per_instance if starting else 0)
     return Verdict(
@@ -147,6 +153,7 @@ def _more_than_planned(plan: Plan, server: Server, starting: int) -> list[str]:
     return [
         f"{server.connected.get(kind, 0)} connections of kind {kind} are open, and the plan has {most}"
         f"{' beside the instance that starts' if kind == WEB and starting else ''}: more is running than {setting} says"
+        "; stop the surplus, or raise it"
         for kind, (most, setting) in planned.items()
         if server.connected.get(kind, 0) > most
     ]

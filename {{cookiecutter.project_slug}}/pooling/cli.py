@@ -1,4 +1,4 @@
-"""`flask pool plan`, `check` and `limit`: the arithmetic, held against the live server, and the server's own limit."""
+"""`flask pool plan`, `check` and `limit`: the plan, whether the server can serve it, and the server's own limit."""
 
 import json
 from dataclasses import asdict
@@ -18,6 +18,7 @@ from pooling.settings import Jobs, Settings, SettingsError
 from pooling.urls import database_url
 
 POSITIVE = click.IntRange(min=1)
+MEAN_SECONDS = 0.05  # of a request, for an example of Little's law: requests at once = requests a second x seconds each
 
 
 def register(app: Flask, settings: type[Settings]) -> None:
@@ -38,10 +39,10 @@ def pool() -> None:
 @click.option("--instances", type=POSITIVE, help="Instead of APP_INSTANCES.")
 @click.option("--threads", type=POSITIVE, help="Instead of WEB_THREADS.")
 @click.option("--worker-class", type=click.Choice(["gthread", "sync"]), help="Instead of WEB_WORKER_CLASS.")
-@click.option("--jobs", help="Instead of APP_JOBS: worker=2x4,beat=1x1.")
+@click.option("--jobs", help="Instead of APP_JOBS: worker=2x4,scheduler=1x1.")
 @click.option("--pooler", type=click.Choice(["none", "pgbouncer"]), help="Instead of DB_POOLER.")
-@click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
-@click.option("--for-pgbouncer", is_flag=True, help="The sizes that deploy/pgbouncer/pgbouncer.ini includes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--for-pgbouncer", is_flag=True, help="Print the sizes for deploy/pgbouncer/pgbouncer.ini.")
 @with_appcontext
 def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -> None:
     """Show the plan for this machine and these settings, or for other numbers.
@@ -86,10 +87,12 @@ def describe(fleet: sizing.Plan) -> str:
     bounds = (
         f"{by_cpus} by cpus, {by_memory} by memory ({fleet.worker_memory_mib} MiB each), {sizing.MAX_WORKERS} by cap"
     )
+    mean, slots = MEAN_SECONDS, fleet.slots
     rows = [
         ("machine", f"{fleet.cpus:g} cpus, {fleet.memory_mib} MiB"),
         ("workers", f"{fleet.workers} {fleet.worker_class}: at most {bounds}"),
-        ("threads", f"{fleet.threads} a worker: {fleet.workers} x {fleet.threads} = {fleet.slots} requests at once"),
+        ("threads", f"{fleet.threads} a worker: {fleet.workers} x {fleet.threads} = {slots} requests at once"),
+        ("capacity", f"{slots / mean:.0f} requests a second if each takes {mean} seconds: {slots} / {mean}"),
         ("pool", f"{fleet.pool_size} + {fleet.max_overflow} overflow a worker"),
         (
             "one instance",
@@ -103,7 +106,7 @@ def describe(fleet: sizing.Plan) -> str:
 
 
 @pool.command()
-@click.option("--json", "as_json", is_flag=True, help="For a machine to read.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_appcontext
 def check(as_json: bool) -> None:
     """Ask the live server whether the plan fits.
@@ -117,7 +120,7 @@ def check(as_json: bool) -> None:
     try:
         verdict = budget.judge(settings.plan, budget.ask(settings, url))
     except SQLAlchemyError as error:
-        raise click.UsageError(f"the database cannot be asked: {budget.reason(error)}") from None
+        raise click.UsageError(f"the database cannot be asked: {budget.driver_message(error)}") from None
     if as_json:
         click.echo(json.dumps(asdict(verdict) | {"holds": verdict.holds}))
     else:
@@ -127,11 +130,11 @@ def check(as_json: bool) -> None:
 
 
 @pool.command()
-@click.option("--apply", is_flag=True, help="Do it, and do not only print it.")
-@click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="Whose role may do it; by default DATABASE_URL.")
+@click.option("--apply", is_flag=True, help="Run the statement as well.")
+@click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="URL of a role that may run it. Default: DATABASE_URL.")
 @with_appcontext
 def limit(apply: bool, admin_url: str | None) -> None:
-    """Print the ALTER ROLE with which the server itself holds the service to its plan."""
+    """Print the ALTER ROLE that makes the server itself keep the service to its plan."""
     pooling = current_app.extensions["pooling"]
     settings, url = pooling.settings, pooling.db.engine.url
     role = url.username
@@ -151,13 +154,13 @@ def limit(apply: bool, admin_url: str | None) -> None:
         raise click.BadParameter(str(error), param_hint="DATABASE_ADMIN_URL") from None
     except SQLAlchemyError as error:
         who = f"DATABASE_ADMIN_URL has to name a superuser, or a role with CREATEROLE and ADMIN on {role}"
-        raise click.ClickException(f"the limit cannot be set: {budget.reason(error)}\n{who}") from None
+        raise click.ClickException(f"the limit cannot be set: {budget.driver_message(error)}\n{who}") from None
 
 
 def describe_verdict(fleet: sizing.Plan, verdict: budget.Verdict) -> str:
     server = verdict.server
     rows = [
-        ("server", f"max_connections {server.max_connections}, {server.max_connections - server.slots} of them kept"),
+        ("server", f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"),
         ("role limit", "none" if server.role_limit < 0 else str(server.role_limit)),
         ("database limit", "none" if server.database_limit < 0 else str(server.database_limit)),
         (
@@ -169,6 +172,6 @@ def describe_verdict(fleet: sizing.Plan, verdict: budget.Verdict) -> str:
         ("peak", f"{verdict.peak}: {fleet.sum}"),
         *(("problem", problem) for problem in verdict.problems),
         *(("warning", warning) for warning in verdict.warnings),
-        ("verdict", "the plan fits" if verdict.holds else "the plan does not fit"),
+        ("verdict", verdict.words),
     ]
     return "\n".join(f"{name:<14} {text}" for name, text in rows)

@@ -54,8 +54,9 @@ class NullPool:
 
 @dataclass(frozen=True, kw_only=True)
 class QueuePool:
-    """Connections that are kept: one for each thread of a web worker, or a job's share. The most recently used goes
-    out first (LIFO), so that the ones a quiet hour does not need grow old and are closed."""
+    """Connections that are kept: one for each thread of a web worker, or a job's share. The one that was
+    used last is lent first (LIFO), so that few are busy and the others rest. One that is older than DB_MAX_LIFETIME is
+    replaced when it is lent again."""
 
     size: int
     max_overflow: int

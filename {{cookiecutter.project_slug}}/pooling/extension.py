@@ -95,8 +95,8 @@ def _not_counted(engines: Mapping[str | None, Engine], settings: Settings, proce
     if binds > settings.db_binds:
         names = ", ".join(repr(key) for key in on_postgres if key is not None)
         problems.append(
-            f"DB_BINDS={settings.db_binds}: SQLALCHEMY_BINDS has a pool on Postgres for {names}, which the plan does"
-            f" not count; set DB_BINDS={binds}"
+            f"DB_BINDS={settings.db_binds}: SQLALCHEMY_BINDS has {binds} on Postgres ({names}), and the plan counts"
+            f" each; set DB_BINDS={binds}"
         )
     return problems
 
@@ -106,8 +106,9 @@ def run(
 ) -> Sequence[Row[Any]]:
     """Run one statement that is a whole transaction by itself, and return its rows.
 
-    It takes one round trip where BEGIN, the statement and COMMIT take three, and the connection is back in the pool
-    before the rows are looked at. Rows have columns, not objects: `select(Note)` gives `row.id` and `row.title`.
+    It takes one round trip where BEGIN, the statement and COMMIT take three (not behind PgBouncer). The connection is
+    back in the pool before the rows are looked at. Rows have columns, not objects: `select(Note)` gives `row.id` and
+    `row.title`.
 
     Inside a transaction of `db.session` it is a part of that: it sees what the session wrote, a rollback undoes it, and
     it takes no second connection. The statement goes to the database of its own table (`__bind_key__`).

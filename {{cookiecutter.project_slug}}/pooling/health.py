@@ -1,6 +1,6 @@
 """Liveness and readiness.
 
-Liveness never touches the database: a blip there must not restart every copy. Readiness does, and answers within a
+Liveness never touches the database: a blip there must not restart every instance. Readiness does, and answers within a
 second whatever happens to it: it never queues behind a full pool, and a server that hangs is given up on. A worker all
 of whose threads hang (limit.py) is neither alive nor ready.
 """
@@ -23,7 +23,7 @@ from pooling import limit
 ANSWER_WITHIN_SECONDS = 0.8
 # A full pool is proof enough of a living database while its connections keep coming back.
 PROOF_SECONDS = 0.2
-# What Postgres, and a pooler, answers with one byte before it asks who is there: PostgreSQL's protocol, "SSLRequest".
+# PostgreSQL's SSLRequest message. A server, or a pooler, answers it with one byte, before any login.
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 HUNG = "Every thread of this worker is busy with a request that is past WEB_TIMEOUT; the log says where."

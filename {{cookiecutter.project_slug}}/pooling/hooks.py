@@ -34,9 +34,9 @@ LAST_WORDS_SECONDS = 0.5
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Linux's, made for this
 # The signals that would start more workers beside those that run, each with its pool.
 REFUSED = {
-    signal.SIGHUP: "HUP would start new workers beside the old ones",
-    signal.SIGUSR2: "USR2 would start a second server beside this one",
-    signal.SIGTTIN: "TTIN would start a worker more",
+    signal.SIGHUP: "HUP is ignored: it would start new workers beside the old ones",
+    signal.SIGUSR2: "USR2 is ignored: it would start a second server beside this one",
+    signal.SIGTTIN: "TTIN is ignored: it would start one more worker",
 }
 
 
@@ -91,8 +91,8 @@ class Hooks:
         self._own_the_folder()  # a daemon has another id than what read gunicorn.conf.py
 
     def when_ready(self, server: Any) -> None:
-        """Refuse the signals that break the plan, and keep the collector off what all workers share: moving it would
-        copy the memory into each of them."""
+        """Refuse the signals that break the plan, and freeze the objects that all workers share: if the garbage
+        collector touched them, each worker would have a copy of that memory."""
         end_workers_that_only_start()
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
@@ -146,8 +146,8 @@ class Hooks:
             probes.serve(self.listener, worker.wsgi)
 
     def worker_abort(self, worker: Any) -> None:
-        """gunicorn replaces this worker, which has not beaten for WEB_TIMEOUT. To exit, Python would wait for the
-        threads that hang, until gunicorn kills it and suspects the memory."""
+        """gunicorn replaces this worker, which has not beaten for WEB_TIMEOUT. An ordinary exit would wait for the
+        threads that hang, until gunicorn kills the worker and logs a guess about memory."""
         # In a thread, since this has interrupted somebody who may hold the log's lock.
         last_words = threading.Thread(target=limit.report, args=(0,), daemon=True)
         last_words.start()
@@ -189,9 +189,9 @@ class Hooks:
         try:
             verdict = budget.judge(self.settings.plan, budget.ask(self.settings, self.url), starting=True)
         except SQLAlchemyError as error:
-            reason = budget.reason(error)
+            reason = budget.driver_message(error)
             if budget.is_full(reason) and mode == "enforce":
-                sys.exit(f"the database has no connection left, not even to ask whether the plan fits: {reason}")
+                sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
             # It may come up later, and readiness stays red until it does. This proves nothing about the plan.
             server.log.warning("the database cannot be asked whether the plan fits: %s", reason)
             return
@@ -204,9 +204,9 @@ class Hooks:
 
 
 def end_workers_that_only_start() -> None:
-    """Call it in the master. A new worker has the master's handlers until it sets its own. They would put a signal on a
-    list that nobody reads there, and the worker would serve on until the master kills it, WEB_GRACEFUL_TIMEOUT later.
-    So whoever is told to end meanwhile ends at once; the signal waits while the process is forked."""
+    """Call it in the master. Until a new worker has set handlers of its own it has the master's, which only queue a
+    signal. It would then serve on until the master kills it, WEB_GRACEFUL_TIMEOUT later. So it gets the default
+    handlers at the fork, and ends at once; a signal waits while the process is forked."""
     master, numbers = os.getpid(), (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
     def block() -> None:
@@ -227,8 +227,8 @@ def end_workers_that_only_start() -> None:
 
 
 def finish_on_ctrl_c() -> None:
-    """In a worker, where gunicorn's handler takes a lock of its threads, which the interrupted code may hold; then the
-    worker hangs until it is killed. To finish what is in hand, as for SIGTERM, takes none."""
+    """In a worker, gunicorn's handler for Ctrl-C takes a lock that the interrupted code may hold, and the worker then
+    hangs until it is killed. The handler for SIGTERM takes no lock, so Ctrl-C is handled as SIGTERM."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
@@ -250,7 +250,7 @@ def _backlog(sockets: Any) -> float:
 def _refuse(server: Any, why: str) -> Any:
     def refuse(number: int, frame: object) -> None:
         # In a thread, since this handler may have interrupted somebody who holds the log's lock.
-        line = f"{why}, which the plan does not count: ignored; restart the service instead"
+        line = f"{why}, which the plan does not count. Restart the service instead."
         threading.Thread(target=server.log.warning, args=("%s", line)).start()
 
     return refuse

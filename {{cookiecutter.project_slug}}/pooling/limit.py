@@ -1,8 +1,9 @@
 """WEB_TIMEOUT for a request: what takes longer is logged, and a worker all of whose threads hang is replaced.
 
 gunicorn's timeout is the heartbeat of a worker's main loop, and a gthread worker beats on while all its threads hang.
-Here it beats while one of its threads is free, or has got on within half of WEB_TIMEOUT. gunicorn replaces a worker
-WEB_TIMEOUT after its last beat. Each of its requests is past WEB_TIMEOUT by then, and none has lasted twice that.
+Here it beats while one of its threads is free, or has made progress within half of WEB_TIMEOUT. gunicorn replaces a
+worker WEB_TIMEOUT after its last beat. By then each of its requests is past WEB_TIMEOUT, and the last one to hang has
+hung for one and a half times that.
 """
 
 import logging
@@ -48,14 +49,14 @@ def unlimited(view: View) -> View:
 
 
 def past(share: float = 1) -> list[tuple[int, Request]]:
-    """The requests, by thread, that have not got on for this share of WEB_TIMEOUT."""
+    """The requests, by thread, that have made no progress for this share of WEB_TIMEOUT."""
     before = time.monotonic() - _limit[0] * share
     found = in_flight.copy().items()
     return [(thread, request) for thread, request in found if request.moved < before and not request.unlimited]
 
 
 def is_hung(share: float = 1) -> bool:
-    """Whether no thread of this worker is left that gets on."""
+    """Whether none of this worker's threads makes progress."""
     return len(in_flight) >= _limit[1] and len(past(share)) >= _limit[1]
 
 
@@ -78,7 +79,7 @@ def watch(worker: Any, seconds: float, *, replace: bool, tick: Callable[[], None
                 tick()
                 report()
             except Exception:
-                log.exception("the watch over requests goes on")
+                log.exception("looking for requests past WEB_TIMEOUT has failed; it is tried again")
 
     threading.Thread(target=run, name="limit", daemon=True).start()
 
@@ -93,5 +94,5 @@ def report(share: float = 1) -> None:
         metrics().requests_over_limit.inc()
         method, path, request_id = (environ.get(name, "-") for name in ("REQUEST_METHOD", "PATH_INFO", "REQUEST_ID"))
         seconds, stack = time.monotonic() - request.moved, "".join(traceback.format_stack(frame))
-        text = "request %s: %s %r has not got on for %.1f seconds (WEB_TIMEOUT=%g); it is here:\n%s"
+        text = "request %s: %s %r has made no progress for %.1f seconds (WEB_TIMEOUT=%g). Its stack:\n%s"
         log.error(text, request_id, method, path, seconds, _limit[0], stack, extra={"request_id": request_id})

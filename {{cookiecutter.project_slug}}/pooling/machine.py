@@ -3,8 +3,8 @@
 The one module that looks at the machine; the arithmetic is in sizing.py. gunicorn, `os.cpu_count()` and
 `os.process_cpu_count()` do not see a cgroup's quota: in a container with half a cpu they all report the host's.
 
-It looks once: gunicorn's config and the app ask one after the other, and a limit that is moved in between, or before a
-HUP, would give them two plans.
+It looks once, and keeps the answer. gunicorn's config and the app ask one after the other, and a limit that changed in
+between would give them two plans.
 """
 
 import functools

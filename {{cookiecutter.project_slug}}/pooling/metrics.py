@@ -47,7 +47,7 @@ class Metrics:
     def __init__(self) -> None:
         self.requests = Histogram(
             "http_request_seconds",
-            "Time to serve a request; the count of them is `http_request_seconds_count`.",
+            "Time until the answer begins; the number of requests is `http_request_seconds_count`.",
             ["method", "endpoint", "status"],
             buckets=SECONDS,
         )
@@ -59,7 +59,7 @@ class Metrics:
         self.slots_busy = _gauge("web_slots_busy", "Requests that are being served now.")
         self.slots_over_limit = _gauge("web_slots_over_limit", "Requests that are past WEB_TIMEOUT now.")
         self.requests_over_limit = Counter("web_requests_over_limit", "Requests that have gone past WEB_TIMEOUT.")
-        self.workers_replaced = Counter("web_workers_replaced", "Workers replaced since they did not get on.")
+        self.workers_replaced = Counter("web_workers_replaced", "Workers replaced since all their threads hung.")
         self.pool_capacity = _gauge("db_pool_capacity", "Connections the pools may hold.")
         self.pool_checked_out = _gauge("db_pool_checked_out", "Connections in use now.", "livesum", "process")
         self.pool_wait = Histogram(
@@ -73,10 +73,10 @@ class Metrics:
         )
         self.budget = _gauge("db_connections_budget", "Connections all instances may use.", "max")
         self.peak = _gauge("db_connections_peak", "Connections all instances can hold, by plan.", "max")
-        # Where the time of such a request goes; to look it up by labels takes longer.
+        # Keeps the histogram of each set of labels, since `labels()` is slow.
         self.requests_of = functools.cache(self.requests.labels)
-        # Gauges that nobody counts up and down at each request: they are looked at when they are read, and by each
-        # worker now and then, since another one may be asked.
+        # Gauges that are sampled: when /metrics is read, and twice a second in each worker, since another worker may be
+        # the one that answers.
         self.sampled: dict[Gauge, Callable[[], float]] = {}
 
     def announce(self, settings: Settings) -> None:
@@ -116,7 +116,7 @@ def take_slot(number: int) -> None:
 
 
 def leave_slot(number: int) -> None:
-    """What the worker of this slot held is held no longer."""
+    """Drop the live gauges of the worker that has ended."""
     multiprocess.mark_process_dead(str(number))  # type: ignore[no-untyped-call]
 
 

@@ -1,7 +1,7 @@
 """/livez, /readyz, /metrics and /pool on a listener of their own, served by a thread in each worker.
 
 On the main listener a probe queues behind the requests that wait for a thread: under load alone it would take seconds,
-and an orchestrator would restart copies because they are busy. Here nothing queues but other probes.
+and an orchestrator would restart instances because they are busy. Here nothing queues but other probes.
 """
 
 import socket

@@ -26,8 +26,8 @@ def or_error(wsgi_app: str) -> str:
 
 
 class Reloaded:
-    """A WSGI app. gunicorn starts a worker anew when a file changes that it has loaded; a file that could not be loaded
-    it does not know, so each request tries again."""
+    """A WSGI app. gunicorn starts a worker anew when a file changes that was loaded. It does not watch a file that
+    failed to load, so each request tries again."""
 
     def __init__(self, wsgi_app: str) -> None:
         self.wsgi_app, self.error, self.lock = wsgi_app, "", threading.Lock()
@@ -54,7 +54,7 @@ class Reloaded:
             answer: Iterable[bytes] = self.app(environ, start_response)
             return answer
         start_response("500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"The app cannot be loaded. Mend this and ask again.\n\n{self.error}".encode()]
+        return [f"The app cannot be loaded. Fix this error and reload the page.\n\n{self.error}".encode()]
 
 
 def forget(package: str) -> None:

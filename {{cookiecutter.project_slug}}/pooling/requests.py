@@ -1,4 +1,4 @@
-"""What happens around every request: it is measured, and refused where nobody has planned for it."""
+"""A WSGI middleware that measures every request, and a check that refuses requests where there is no plan."""
 
 import logging
 import re
@@ -31,7 +31,7 @@ _planned = [False]
 
 
 def started_by_hooks() -> None:
-    """Say that this process, or the one that it was forked from, was started by gunicorn.conf.py."""
+    """Say that this process, or the one that it was forked from, was started with gunicorn.conf.py."""
     _planned[0] = True
 
 
@@ -41,7 +41,7 @@ def refuse_without_the_plan() -> None:
     if current_app.testing or (_planned[0] and pooling.process == WEB):
         return
     how = "start `gunicorn` in the folder of gunicorn.conf.py, without naming an app"
-    log.error("this server was not started by gunicorn.conf.py, and has no plan: %s", how)
+    log.error("this server was not started with gunicorn.conf.py, and has no plan: %s", how)
     raise ServiceUnavailable(f"This server was not started as planned: {how}.")
 
 
@@ -56,7 +56,7 @@ def queue_seconds(header: str, now: float) -> float | None:
 
 
 class Measured:
-    """A WSGI middleware: it sees every answer, whatever Flask did to make it, until it is sent."""
+    """It sees every answer, whatever Flask did to make it. What is measured is the time until the answer begins."""
 
     def __init__(self, app: Flask, settings: Settings) -> None:
         self.app: WSGIApplication = app.wsgi_app
@@ -95,7 +95,7 @@ class Measured:
 
 
 class Body:
-    """An answer's body. A stream that goes on sending gets on, however long it lasts."""
+    """An answer's body. A stream that still sends makes progress, however long it lasts."""
 
     def __init__(self, body: Iterable[bytes], request: limit.Request, thread: int) -> None:
         self.body, self.request, self.thread = body, request, thread

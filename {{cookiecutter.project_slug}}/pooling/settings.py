@@ -1,4 +1,4 @@
-"""The settings of the machinery: `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT`, read from the environment.
+"""The settings of this package: `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT`, read from the environment.
 
 An app's own settings class derives from :class:`Settings` and adds what is its own, one line each. What a single value
 may be is said where it is defined; how values depend on each other is in :meth:`Settings.problems`.
@@ -46,7 +46,7 @@ PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurre
 SECRET = re.compile("SECRET|PASSWORD|TOKEN|KEY|URL|DSN")
 # Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
 INJECTED = re.compile(r"(tcp|udp|sctp)://")
-OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these have to be nearer to one of ours to be taken for it
+OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to count as misspelt
 
 
 class SettingsError(RuntimeError):
@@ -80,17 +80,17 @@ def _decimal(value: Any) -> Any:
 
 
 def _jobs(value: Any) -> Any:
-    """`worker=2x4,beat=1x1`: two workers with four connections each, and one beat with one."""
+    """`worker=2x4,scheduler=1x1`: two workers with four connections each, and one scheduler with one."""
     if not isinstance(value, str):
         return value
     jobs: dict[str, sizing.Job] = {}
     for part in value.split(",") if value else ():
         match = JOB.fullmatch(part.strip())
         if not match:
-            raise ValueError("each job is name=COPIESxCONNECTIONS, for example worker=2x4,beat=1x1")
+            raise ValueError("each job is name=COPIESxCONNECTIONS, for example worker=2x4,scheduler=1x1")
         name, copies, connections = match.groups()
         if name in jobs or name in {"web", "cli"}:
-            raise ValueError(f"{name} is {'there twice' if name in jobs else 'a name of our own; choose another'}")
+            raise ValueError(f"{name} is {'given twice' if name in jobs else 'a reserved name; choose another'}")
         jobs[name] = sizing.Job(int(copies), int(connections))
     return jobs
 
@@ -212,7 +212,7 @@ class Settings(BaseSettings):
         """A list or a dict is written as JSON, as everywhere with pydantic-settings. What is no JSON is reported like
         any other wrong value; pydantic-settings would raise an error of its own, for the first one only."""
         if isinstance(value, str) and _has_something_around_it(value):
-            raise ValueError("has whitespace, quotes or something that cannot be seen around it; remove that")
+            raise ValueError("begins or ends with whitespace, a quote or an invisible character; remove it")
         try:
             return handler(value)
         except ValidationError:
@@ -223,7 +223,8 @@ class Settings(BaseSettings):
             return handler(value)
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with values that are right each by itself. A class that derives from this adds its own."""
+        """What is wrong with values that are right one by one, but not together. A class that derives from this adds
+        its own."""
         yield from self._broken_ladder()
         if self.probe_port == self.port:
             yield f"WEB_PROBE_PORT={self.probe_port}: must be another port than PORT"
@@ -272,12 +273,14 @@ class Settings(BaseSettings):
 
     @property
     def in_production(self) -> bool:
-        """Whether strangers are served: then metrics are not on the main port, and only gunicorn.conf.py may serve."""
+        """Whether this is production: then metrics are on the probe port alone, and only what gunicorn.conf.py starts
+        serves."""
         return True
 
     @property
     def lock_timeout(self) -> float:
-        """Seconds, between the wait for the pool and the end of the statement: who waits for a lock is told so."""
+        """Seconds. Halfway between DB_POOL_TIMEOUT and DB_STATEMENT_TIMEOUT, so that a wait for a lock is reported as
+        such."""
         return (self.db_pool_timeout + self.db_statement_timeout) / 2
 
 

@@ -18,10 +18,10 @@ from typing import Any
 SUPERUSER_RESERVED = 3
 DEFAULT_RESERVED = 10
 # Measured: 26 MiB (PSS) after 10,000 reads, 36 with the master's share, and up to 108 (RSS) with the largest pages in
-# all threads. The rest is room for the app that this becomes.
+# all threads. The rest is for the app that this becomes.
 DEFAULT_WORKER_MEMORY_MIB = 150
-# A worker more than cores keeps the cores busy while others wait for the database, and one that hangs or is replaced is
-# not the only one. Four threads are enough where requests compute and ask the database in turn. More only help those
+# One worker more than cores keeps the cores busy while others wait for the database, and one that hangs or is replaced
+# is not the only one. Four threads are enough where requests compute and ask the database in turn. More only help those
 # whose requests mostly wait for the database, at a connection each: WEB_THREADS is for them.
 GTHREAD_THREADS = 4
 # With four threads and two instances these are 96 connections, more than a Postgres with its own defaults has to give.
@@ -58,11 +58,11 @@ class Remedy:
     value: int | str
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value}"
+        return f"{self.value} MiB of memory" if self.name == "memory_mib" else f"{self.name}={self.value}"
 
 
 class PlanError(ValueError):
-    """The numbers do not fit together. The message shows the sum; `remedies` are settings that would make it fit."""
+    """The numbers do not fit together. The message shows the sum; `remedies` are numbers that would make it fit."""
 
     def __init__(self, problem: str, remedies: list[Remedy]) -> None:
         self.problem = problem
@@ -73,7 +73,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a plan is made from. `workers`, `threads` and `pool_size` are the owner's last word where given."""
+    """What a plan is made from. `workers`, `threads` and `pool_size` are taken as they are where given."""
 
     cpus: float
     memory_mib: int
@@ -87,7 +87,7 @@ class Numbers:
     pool_size: int | None = None
     max_overflow: int = 0
     pooler: str = "none"
-    binds: int = 0  # databases of SQLALCHEMY_BINDS on the same server; every worker keeps a pool for each
+    binds: int = 0  # Postgres databases of SQLALCHEMY_BINDS; every worker keeps a pool for each
     jobs: Mapping[str, Job] = field(default_factory=dict)  # other processes that keep connections, by name
 
 
@@ -188,8 +188,8 @@ def _left_over(max_connections: int, reserved: int, jobs: int) -> str:
 
 
 def workers_for_cpus(cpus: float, worker_class: str) -> int:
-    """About one worker a core where threads hide the waits; gunicorn's 2n + 1 where a worker is the only concurrency;
-    two at the least, so that one that restarts leaves one that serves.
+    """One worker more than cores where threads hide the waits; gunicorn's 2n + 1 where a worker is the only
+    concurrency; two at the least, so that one that restarts leaves one that serves.
 
     >>> [workers_for_cpus(cpus, "gthread") for cpus in (0.5, 1, 2, 4)]
     [2, 2, 3, 5]
@@ -246,12 +246,12 @@ def plan(**numbers: Any) -> Plan:
     def per_worker(threads: int) -> int:
         return (1 + given.binds) * ((threads if pool_size is None else pool_size) + max_overflow)
 
-    def candidates(room: float) -> Iterator[tuple[int, int]]:
+    def candidates(limit: float) -> Iterator[tuple[int, int]]:
         return (
             (w, t)
             for w in worker_choices
             for t in thread_choices
-            if w * t >= MIN_SLOTS and instances * w * per_worker(t) <= room
+            if w * t >= MIN_SLOTS and instances * w * per_worker(t) <= limit
         )
 
     def preference(choice: tuple[int, int]) -> tuple[int, int, int]:
@@ -263,7 +263,10 @@ def plan(**numbers: Any) -> Plan:
         one = Remedy("WEB_CONCURRENCY", MIN_SLOTS)
         two = [] if worker_class == "sync" else [Remedy("WEB_THREADS", MIN_SLOTS)]
         fits = pool_size is None or pool_size + max_overflow >= MIN_SLOTS
-        raise PlanError(f"fewer than {MIN_SLOTS} slots an instance", [one, *(two if fits else [])])
+        set_to = {"WEB_CONCURRENCY": workers, "WEB_THREADS": threads, "DB_POOL_SIZE": pool_size}
+        given_as = ", ".join(f"{name}={value}" for name, value in set_to.items() if value is not None)
+        problem = f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once"
+        raise PlanError(problem, [one, *(two if fits else [])])
     fitting = unbounded if given.pooler != "none" else list(candidates(usable))
     if not fitting:
         least = min(w * per_worker(t) for w, t in unbounded)

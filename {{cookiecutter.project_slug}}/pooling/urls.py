@@ -78,7 +78,8 @@ def database_url(value: Any) -> Any:
 
 
 def _not_for_libpq(arguments: Mapping[str, Any], *, hide: bool) -> Iterator[str]:
-    """What would make every attempt to connect fail. libpq itself says so, for a server that is not there."""
+    """What would make every attempt to connect fail. libpq checks it, by an attempt to connect to a server that does
+    not exist."""
     known = {option.keyword.decode(): option for option in Conninfo.get_defaults()}
     for option in known.values():
         if option.envvar and not os.environ.get(name := option.envvar.decode(), "").isprintable():
@@ -88,7 +89,7 @@ def _not_for_libpq(arguments: Mapping[str, Any], *, hide: bool) -> Iterator[str]
         yield f"{'a parameter' if hide and not remedy else name} is not known to libpq; {remedy or 'leave it out'}"
     for name, value in arguments.items():
         if not isinstance(value, str | int):
-            yield f"{name if name in known else 'a parameter'} is there twice"
+            yield f"{name if name in known else 'a parameter'} is given twice"
         elif name in WHOLE and not re.fullmatch("[0-9]{1,9}", str(value)):
             yield f"{name} is not a whole number"
     if arguments.keys() <= known.keys():
@@ -114,7 +115,7 @@ def said(url: URL) -> dict[str, str]:
 
 
 def problems(url: URL, setting: str, *, connect: int | None, wait: float) -> Iterator[str]:
-    """What is said there and breaks the ladder of waits, or how the budget check knows our connections.
+    """What breaks the order of the time limits, or the name by which `flask pool check` counts our connections.
 
     :param connect: DB_CONNECT_TIMEOUT, if it is set.
     """
@@ -133,6 +134,6 @@ def problems(url: URL, setting: str, *, connect: int | None, wait: float) -> Ite
 
 
 def limits_in_options(options: object, where: str) -> Iterator[str]:
-    """The time limits of web workers, which are made from DB_STATEMENT_TIMEOUT."""
+    """The time limits that web workers get from DB_STATEMENT_TIMEOUT."""
     for limit in LIMITS.findall(str(options).replace("-", "_")):
-        yield f"{limit} in {where}: set DB_STATEMENT_TIMEOUT instead, from which a web worker's is made"
+        yield f"{limit} in {where}: set DB_STATEMENT_TIMEOUT instead; web workers get theirs from it"

@@ -1,4 +1,4 @@
-"""What `make load` adds to Locust: as many clients as the plan suggests, and connections held against the plan.
+"""What `make load` adds to Locust: as many clients as the plan suggests, and the open connections beside the plan's.
 
 It puts nobody under load but a server on this machine, which is the one that `make run` or `make prod` runs.
 """
@@ -35,8 +35,8 @@ class Watch:
                 self.most = dict(self.before)
                 return
         raise SystemExit(
-            f"no service of this kind answers on {host}: start it with `make run` or `make prod` in another terminal."
-            " Where PORT is set for one, set it for both."
+            f"no service with /pool.json answers on {host}: start `make run` or `make prod` in another terminal."
+            " If PORT is set there, set it here as well."
         )
 
     def ask(self) -> tuple[dict[str, Any], dict[str, float]]:
@@ -84,7 +84,7 @@ def wait_time(user: Any) -> float:
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    parser.add_argument("--rate", type=float, default=0, help="Requests a second, however long the answers take.")
+    parser.add_argument("--rate", type=float, default=0, help="Requests a second; fewer if answers take over a second.")
 
 
 @events.init.add_listener

@@ -2,7 +2,7 @@
 
     python scripts/install.py [--ports N] [--uv UV] [requirements/prod.txt "what the service needs"]
 
-With --ports 1, PORT has to be free, with 2 the next one as well: it is said before anything is installed.
+With --ports 1, PORT has to be free, with 2 the next one as well. This is checked before anything is installed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. The same command begins where this ended.", file=sys.stderr)
+        print("\nStopped. Run the same command again to continue.", file=sys.stderr)
         return 130
     return 0
 
@@ -113,12 +113,12 @@ def install(requirements: Path, what: str, uv: str) -> None:
     if not code:
         return
     if NO_NETWORK.search(said):
-        raise InstallError("The package index cannot be reached: is there a network? Then the same command goes on.")
+        raise InstallError("The package index cannot be reached. Check the network, then run the same command again.")
     raise InstallError("\n".join(said.strip().splitlines()[-TAIL:]))
 
 
 def run(command: list[str | Path], *, told: bool = False) -> tuple[int, str]:
-    """Its exit code, and what it said. If it is told, that it goes on is said every few seconds."""
+    """Its exit code, and what it said. With `told`, its progress is shown every few seconds."""
     terminal = sys.stdout.isatty()
     started = said_at = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "output").open("w+", errors="replace") as output:

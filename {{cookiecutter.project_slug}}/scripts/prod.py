@@ -26,7 +26,7 @@ def database() -> Iterator[str]:
         yield os.environ["DATABASE_URL"]
         return
     max_connections = int(os.environ.get("DB_MAX_CONNECTIONS", defaults.MAX_CONNECTIONS))
-    print(f"Starting Postgres in {DATA}, max_connections={max_connections} (DATABASE_URL uses another)", flush=True)
+    print(f"Starting Postgres in {DATA}, max_connections={max_connections} (or set DATABASE_URL)", flush=True)
     with postgres.running(DATA, defaults.SERVICE_NAME, max_connections=max_connections, keep=True) as url:
         yield url
 

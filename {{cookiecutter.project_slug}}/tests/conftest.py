@@ -37,7 +37,7 @@ for name in {field.upper() for field in Settings.model_fields}:
 
 # What TEST_DATABASE_URL leads through: "pgbouncer", or nothing.
 POOLER = os.environ.get("TEST_DB_POOLER", "")
-ROOM = {"DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"}  # what the tests' Postgres has, whatever the service's has
+SERVER = {"DB_MAX_CONNECTIONS": "100", "APP_INSTANCES": "2"}  # what the tests' Postgres has, whatever the service's has
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -99,7 +99,7 @@ def settings_of_the_run(database_kind: str, request: pytest.FixtureRequest) -> I
             url = request.getfixturevalue("postgres_url")
             environ = {"APP_ENV": "production", "DATABASE_URL": url, "SECRET_KEY": secrets.token_hex(32)}
             environ |= {"DB_POOLER": POOLER} if POOLER else {}
-        environ |= ROOM
+        environ |= SERVER
         for name, value in environ.items():
             patch.setenv(name, value)
         app = create_app()
@@ -180,7 +180,7 @@ def runner(app: Flask) -> FlaskCliRunner:
 @pytest.fixture
 def production(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The least that production accepts, set in the environment; nobody connects to the database that it names."""
-    environ = ROOM | {
+    environ = SERVER | {
         "APP_ENV": "production",
         "DATABASE_URL": "postgresql://somebody:hunter2@db.invalid/somewhere",
         "SECRET_KEY": secrets.token_hex(32),

@@ -22,7 +22,7 @@ def pool_of(app: Flask) -> sa.Pool:
 @pytest.mark.sqlite
 @pytest.mark.parametrize("web", [True, False])
 def test_testing_has_a_null_pool_on_a_file(make_app: MakeApp, web: bool) -> None:
-    """A real NullPool: on an in-memory database SQLAlchemy would silently put a StaticPool in its place."""
+    """A real NullPool: on an in-memory database Flask-SQLAlchemy would silently put a StaticPool in its place."""
     app = make_app(web=web)
     assert type(pool_of(app)) is sa.NullPool
     assert str(app.config["SQLALCHEMY_DATABASE_URI"].database).endswith(".db")

@@ -25,6 +25,7 @@ def test_plan_shows_the_sum(plain: Flask) -> None:
     assert code == 0
     assert "2 instances x 3 workers x (4 + 0) = 24 of 87 connections (100 - 3 for superusers - 10 reserved)" in text
     assert "3 x 4 = 12 requests at once" in text
+    assert "240 requests a second if each takes 0.05 seconds: 12 / 0.05" in text
 
 
 @pytest.mark.sqlite

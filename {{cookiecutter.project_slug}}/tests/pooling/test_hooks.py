@@ -145,7 +145,7 @@ def test_a_server_without_the_plan_serves_nobody(environ: dict[str, str], tmp_pa
     finally:
         server.terminate()
         server.wait(20)
-    assert "was not started by gunicorn.conf.py" in log.read_text()
+    assert "was not started with gunicorn.conf.py" in log.read_text()
 
 
 def left_behind() -> set[Path]:
@@ -177,13 +177,13 @@ def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) 
         workers = children.read_text()
         for number, name in ((signal.SIGHUP, "HUP"), (signal.SIGUSR2, "USR2"), (signal.SIGTTIN, "TTIN")):
             server.process.send_signal(number)
-            wait_until(partial(says, server.log, f"{name} would"))
+            wait_until(partial(says, server.log, f"{name} is ignored"))
         assert call(server.port, "GET", "/livez")[0] == 200
         assert children.read_text() == workers
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
     text = server.log.read_text()
-    assert text.count("ignored; restart the service instead") == 3
+    assert text.count("which the plan does not count. Restart the service instead.") == 3
     assert all(line.startswith("{") for line in text.splitlines())
     assert left_behind() <= before
 

@@ -123,7 +123,7 @@ def test_pgbouncers_sizes(make_plain: Callable[..., Flask]) -> None:
 @on_postgres
 @pytest.mark.direct
 def test_check_counts_each_kind(make_plain: Callable[..., Flask], own_postgres: str) -> None:
-    """One more of a kind than the plan has is a problem that names the kind, though there is room on the server."""
+    """One more of a kind than the plan has is a problem that names the kind, though the server has connections left."""
     runner = make_plain(web=False, APP_JOBS=JOBS, DATABASE_URL=own_postgres).test_cli_runner()
     with open_connections(own_postgres, "beat", 1), open_connections(own_postgres, "worker", 8):
         result = runner.invoke(args=["pool", "check"])

@@ -1,4 +1,5 @@
-"""WEB_TIMEOUT for a request: what hangs is logged, a worker that hangs is replaced, what gets on is left alone."""
+"""WEB_TIMEOUT for a request: what hangs is logged, a worker that hangs is replaced, what makes progress is left
+alone."""
 
 import http.client
 import re
@@ -92,7 +93,7 @@ def test_a_worker_that_hangs_is_replaced(service: tuple[int, int, Path]) -> None
     assert metric(probe, "web_workers_replaced_total") == 1
     said = log.read_text()
     for request_id in ("first", "second"):
-        assert len(re.findall(rf"request {request_id}: GET '/hang' has not got on", said)) == 1
+        assert len(re.findall(rf"request {request_id}: GET '/hang' has made no progress", said)) == 1
     assert "time.sleep(600)" in said
 
 

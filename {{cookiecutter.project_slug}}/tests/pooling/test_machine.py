@@ -133,7 +133,7 @@ def test_memory_where_there_is_no_proc(tmp_path: Path) -> None:
 
 
 def test_all_who_ask_get_the_same_answer(tmp_path: Path) -> None:
-    """Though the limit is moved between gunicorn's question and the app's, or before a HUP."""
+    """Though the limit changes between gunicorn's question and the app's."""
     limits = {"sys/fs/cgroup/a/b/cpu.max": "50000 100000", "sys/fs/cgroup/a/b/memory.max": "1048576"}
     lay_out(tmp_path, {"proc/self/cgroup": V2, **limits})
     first = machine.cpus(tmp_path), machine.memory_mib(tmp_path)

@@ -117,7 +117,7 @@ def test_bytes_around_a_value_are_refused(monkeypatch: pytest.MonkeyPatch, name:
     """A secret that ends in a line break, a .env of Windows, quotes that `docker run --env-file` leaves."""
     (problem,) = problems(monkeypatch, **{name: around.format(value)})
     assert problem.startswith(f"{name}=")
-    assert "around it; remove that" in problem
+    assert "an invisible character; remove it" in problem
 
 
 @pytest.mark.parametrize("name", ["\ufeffDB_POOL_SIZE", " DB_POOL_SIZE", "DB_POOL_SIZE\r"])

@@ -107,7 +107,7 @@ def test_a_password_with_an_at_sign_is_refused_and_not_shown(monkeypatch: pytest
         ("postgresql://u:hunter2@h/d?host=one:1&host=two:2&port=3", urls.EXPECTED),
         ("postgresql://us/er:hunter2@h/d", "has an @ after the host has begun"),
         ("postgresql://h/d?user=u&password=a&hunter2=b", "a parameter is not known to libpq"),
-        ("postgresql://u:hunter2@h/d?sslmode=require&sslmode=disable", "sslmode is there twice"),
+        ("postgresql://u:hunter2@h/d?sslmode=require&sslmode=disable", "sslmode is given twice"),
         (
             "postgresql://u:hunter2@h/d?sslmode=no-verify",
             "sslmode has a value that libpq does not know; set sslmode to",
