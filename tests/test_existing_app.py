@@ -87,7 +87,7 @@ def database(shop: Path, installed: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextlib.contextmanager
-def served(shop: Path, settings: dict[str, str], command: str = "gunicorn") -> Iterator[str]:
+def served(shop: Path, settings: dict[str, str], command: str = "gunicorn", *, ready: int = 200) -> Iterator[str]:
     port = free_port()
     with (shop.parent / f"{port}.log").open("w+") as log:
         there = settings | {"PORT": str(port)}
@@ -96,7 +96,7 @@ def served(shop: Path, settings: dict[str, str], command: str = "gunicorn") -> I
             address, give_up = f"http://127.0.0.1:{port}", time.monotonic() + 30
             while True:
                 with contextlib.suppress(OSError):
-                    if ask(address, "/readyz")[0] == 200:
+                    if ask(address, "/readyz")[0] == ready:
                         break
                 log.seek(0)
                 assert server.poll() is None, log.read()
@@ -193,5 +193,5 @@ def test_in_development(shop: Path, installed: Path, database: str):
     settings = environ(installed, database)
     with served(shop, settings | {"APP_ENV": "development"}, f"{command} --port $PORT") as address:
         assert ask(address, "/slow/0")[0] == 200
-    with served(shop, settings, f"{command} --port $PORT") as address:
+    with served(shop, settings, f"{command} --port $PORT", ready=503) as address:
         assert ask(address, "/slow/0")[0] == 503
