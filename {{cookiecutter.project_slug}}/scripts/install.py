@@ -24,6 +24,8 @@ VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 SECONDS_A_PACKAGE = {"pip": 0.4, "uv": 0.1}  # measured, with a good network
 SAY_SOMETHING_SECONDS = 2.5
+BEGAN = time.monotonic()
+spoke = [BEGAN]  # when something was last shown
 TAIL = 15
 # What pip and uv say when the package index cannot be reached.
 NO_NETWORK = re.compile(
@@ -47,8 +49,9 @@ def main() -> int:
     try:
         refuse_ports_in_use(options.ports)
         if options.requirements:
+            announce(options.requirements, options.what, options.uv)
             make_venv(options.uv)
-            install(options.requirements, options.what, options.uv)
+            install(options.requirements, options.uv)
     except InstallError as error:
         print(error, file=sys.stderr)
         return 1
@@ -79,6 +82,14 @@ def refuse_ports_in_use(ports: int) -> None:
                 return
 
 
+def announce(requirements: Path, what: str, uv: str) -> None:
+    pins = re.findall(r"^[a-z0-9-]+==[^;\n]*$", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    tool = "uv" if uv else "pip"
+    seconds = max(5, round(len(pins) * SECONDS_A_PACKAGE[tool] / 5) * 5)
+    print(f"Installing {what} into {VENV}: {len(pins)} packages with {tool}, about {seconds} seconds", flush=True)
+    spoke[0] = time.monotonic()
+
+
 def make_venv(uv: str) -> None:
     """One that works is kept, and gets the pip that is needed. What an interrupted start left is made anew."""
     if PYTHON.exists() and run([PYTHON, "-c", f"import sys; assert sys.version_info >= {OLDEST}"])[0] == 0:
@@ -87,7 +98,10 @@ def make_venv(uv: str) -> None:
             return
     remove_venv()
     python = sys.executable
-    code, said = run([uv, "venv", "--quiet", "--python", python, VENV] if uv else [python, "-m", "venv", VENV])
+    command: list[str | Path] = [python, "-m", "venv", VENV]
+    if uv:
+        command = [uv, "venv", "--quiet", "--python", python, VENV]
+    code, said = run(command, told=f"making {VENV}")
     if code:
         remove_venv()
         if "ensurepip" in said:
@@ -101,42 +115,42 @@ def remove_venv() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
 
 
-def install(requirements: Path, what: str, uv: str) -> None:
-    pins = re.findall(r"^[a-z0-9-]+==[^;\n]*$", requirements.read_text(encoding="utf-8"), re.MULTILINE)
-    tool = "uv" if uv else "pip"
-    seconds = max(5, round(len(pins) * SECONDS_A_PACKAGE[tool] / 5) * 5)
-    print(f"Installing {what} into .venv: {len(pins)} packages with {tool}, about {seconds} seconds", flush=True)
+def install(requirements: Path, uv: str) -> None:
     command: list[str | Path] = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar=off"]
     if uv:
         command = [uv, "pip", "install", "--compile-bytecode", "--python", PYTHON]
-    code, said = run([*command, "--require-hashes", "-r", requirements], told=True)
+    code, said = run([*command, "--require-hashes", "-r", requirements], told="looking for them")
     if not code:
+        print(f"  {time.monotonic() - BEGAN:2.0f} s  installed", flush=True)
         return
     if NO_NETWORK.search(said):
         raise InstallError("The package index cannot be reached. Check the network, then run the same command again.")
     raise InstallError("\n".join(said.strip().splitlines()[-TAIL:]))
 
 
-def run(command: list[str | Path], *, told: bool = False) -> tuple[int, str]:
-    """Its exit code, and what it said. With `told`, its progress is shown every few seconds."""
+def run(command: list[str | Path], *, told: str = "") -> tuple[int, str]:
+    """Its exit code, and what it said.
+
+    :param told: what is shown every few seconds, until it says something itself; "": nothing is.
+    """
     terminal = sys.stdout.isatty()
-    started = said_at = time.monotonic()
+    shown = False
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "output").open("w+", errors="replace") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
                 time.sleep(0.05)
                 now = time.monotonic()
-                if told and now - said_at > (0.5 if terminal else SAY_SOMETHING_SECONDS):
-                    said_at = now
-                    last = Path(output.name).read_text(errors="replace").split("\n")[-2:-1] or [""]
-                    text = f"  {now - started:2.0f} s  {last[0].strip()[:60]}"
+                if told and now - spoke[0] > (0.5 if terminal else SAY_SOMETHING_SECONDS):
+                    spoke[0], shown = now, True
+                    last = Path(output.name).read_text(errors="replace").split("\n")[-2:-1] or [told]
+                    text = f"  {now - BEGAN:2.0f} s  {last[0].strip()[:60]}"
                     print(f"\r{text}\x1b[K" if terminal else text, end="" if terminal else "\n", flush=True)
         except KeyboardInterrupt:
             process.wait()  # it got the signal as well
             raise
         finally:
-            if terminal and said_at != started:
+            if terminal and shown:
                 print("\r\x1b[K", end="", flush=True)
         output.seek(0)
         return process.returncode, output.read()
