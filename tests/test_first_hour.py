@@ -192,7 +192,7 @@ def test_an_old_python(fresh: Path, tmp_path: Path, more: str):
     old.chmod(0o755)
     said = run(f"make run PYTHON={old} {more}", fresh)
     line, *rest = said.stdout.splitlines()
-    assert line == f"Python 3.11 or newer is needed, and {old} is not: make PYTHON=/path/to/python"
+    assert line == f"Python 3.11 or newer is needed, and {old} is older or missing: make PYTHON=/path/to/python"
     assert all(line.startswith("make") for line in rest)
     assert not (fresh / ".venv").exists()
 

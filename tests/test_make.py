@@ -86,6 +86,6 @@ def test_old_python_is_one_clear_error(template: Path, tmp_path: Path, python: s
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
     line, *rest = result.stderr.splitlines()
-    assert line == f"Python 3.11 or newer is needed, and {python} is not: make PYTHON=/path/to/python"
+    assert line == f"Python 3.11 or newer is needed, and {python} is older or missing: make PYTHON=/path/to/python"
     assert all(line.startswith("make") for line in rest)
     assert not (folder / ".venv").exists()
