@@ -70,7 +70,7 @@ def test_more_connections_than_planned_fail(installed: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("", "start it with `make run` or `make prod` in another terminal"),
+        ("", "start `make run` or `make prod` in another terminal"),
         ('ARGS="--host http://example.org"', "only a server on this machine is put under load"),
         ('ARGS="--host http://127.0.0.1.example.org"', "only a server on this machine is put under load"),
     ],

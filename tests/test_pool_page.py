@@ -90,7 +90,7 @@ def test_it_shows_a_worker_that_hangs(service: int, browser: chromium.Page):
         browser.wait_for(f"{STATE} === 'serving'")
     facts = browser.ask("document.getElementById('facts').textContent")
     assert "requests past WEB_TIMEOUT2" in facts
-    assert "workers replaced for it1" in facts
+    assert "workers replaced (hung)1" in facts
 
 
 def test_the_main_port_has_no_page(service: int):

