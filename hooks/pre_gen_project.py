@@ -154,7 +154,17 @@ def again(answers):
     wrong |= {"project_slug"} if slug_problem(given["project_slug"]) else set()
     wrong |= set() if wrong else set(NUMBERS)  # each by itself is right, and together they do not fit
     good = [shlex.quote(f"{name}={answer}") for name, answer in given.items() if name not in wrong]
-    return " ".join(["cookiecutter", shlex.quote(answers["_template"]), *good])
+    return " ".join([asked_by(), shlex.quote(answers["_template"]), *good])
+
+
+def asked_by(prefix=sys.prefix, environ=os.environ):
+    """How to run the cookiecutter that runs this: pipx and uv run one that is not in the PATH."""
+    folders = environ.get("PATH", "").split(os.pathsep)
+    if any(Path(folder, "cookiecutter").is_file() for folder in folders if folder):
+        return "cookiecutter"
+    if "pipx" in Path(prefix).parts:
+        return "pipx run cookiecutter"
+    return "uvx cookiecutter" if "uv" in Path(prefix).parts else f"{shlex.quote(sys.executable)} -m cookiecutter"
 
 
 def main(answers, environ=os.environ, version=sys.version_info):

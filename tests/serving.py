@@ -114,9 +114,10 @@ def served(
     end: signal.Signals = signal.SIGINT,
     *,
     mistakes: bool = False,
+    ready: int = 200,
     **environ: str,
 ) -> Iterator[str]:
-    """Start what serves, wait until it is ready, and in the end press Ctrl-C: the address, while it serves.
+    """Start what serves, wait until /readyz answers `ready`, and in the end press Ctrl-C: the address, while it serves.
 
     It has to end in good order and leave nothing: no process, no Postgres, no folder of metrics. With `mistakes`, it
     may log tracebacks.
@@ -137,7 +138,7 @@ def served(
         deadline = time.monotonic() + STARTING_SECONDS
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException):
-                if ask(address, "/readyz")[0] == 200:
+                if ask(address, "/readyz")[0] == ready:
                     break
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -116,12 +116,38 @@ def test_an_error_of_the_database_is_one_line(copy: Path, server: str, url: str,
     assert done.returncode == 1
     assert says in done.stdout
     assert "Traceback" not in done.stdout
-    assert len(done.stdout.strip().splitlines()) == 1, done.stdout
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("upgraded to ")]
+    assert len(lines) == 1, done.stdout
 
 
 def test_the_postgres_of_the_project_sees_nothing_of_the_shell(installed: Path):
     """What libpq reads by itself is meant for another server."""
     shell = {"PGPORT": "5433", "PGSERVICE": "none", "PGHOSTADDR": "127.0.0.1", "PGOPTIONS": "-c statement_timeout=1"}
     done = run('make migrate m="nothing"', installed, **shell)
-    assert "there is nothing to migrate" in done.stdout
+    assert "Alembic finds nothing to migrate" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_migration_that_is_gone(copy: Path):
+    """One that the database has had, and one that another one follows: one line each, with what to do."""
+    first = copy / "migrations" / "versions" / "0001_notes.py"
+    text = first.read_text()
+    upgraded = run("make upgrade", copy)
+    assert upgraded.stdout.splitlines()[-1].startswith("upgraded to 0001: ")
+    first.unlink()
+    assert last_word(copy) == (
+        "Can't locate revision identified by '0001': the database is at a migration that is not in migrations/versions;"
+        " get the code that has it or, in development, delete the database in instance/"
+    )
+    second = text.replace('revision = "0001"', 'revision = "0002"').replace("revision = None", 'revision = "0001"')
+    first.with_name("0002_more.py").write_text(second)
+    assert last_word(copy) == (
+        "migrations/versions has no '0001', which another migration follows; get it back or delete both"
+    )
+
+
+def last_word(project: Path) -> str:
+    said = run("APP_ENV=development .venv/bin/python -m flask db upgrade", project)
+    assert said.returncode == 1
+    assert "Traceback" not in said.stdout
+    return said.stdout.splitlines()[-1]

@@ -235,7 +235,11 @@ def test_a_setting_of_ones_own(copy: Path):
 def test_without_the_example(copy: Path):
     """When the example is deleted from where the README says that it is, the rest migrates, serves, and is clean."""
     readme = READMES["project"].read_text()
-    for name in ("app/notes.py", "migrations/versions/0001_notes.py", "tests/test_notes.py", "tests/test_server.py"):
+    assert run("make upgrade", copy).returncode == 0
+    assert "all files in `migrations/versions/`, the databases\nin `instance/`" in readme
+    for path in (*copy.glob("migrations/versions/*.py"), *copy.glob("instance/*.db*")):
+        path.unlink()
+    for name in ("app/notes.py", "tests/test_notes.py", "tests/test_server.py"):
         assert f"`{name}`" in readme
         (copy / name).unlink()
     for name, old, new in (

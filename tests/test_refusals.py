@@ -3,12 +3,15 @@
 import json
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from baking import Run, load
+from baking import ROOT, Run, load
+
+pre = load(ROOT / "hooks" / "pre_gen_project.py")
 
 SLUGS = [
     # (answer, what the line says about it)
@@ -65,12 +68,12 @@ NUMBERS = [
 ]
 MISFITS = [
     # (max_connections, instances, what the line says about them)
-    ("100", "120", "120 > 87 usable (100 - 3 for superusers - 10 reserved)"),
+    ("100", "120", "240 > 87 usable (100 - 3 for superusers - 10 reserved)"),
     ("100", "44", "88 > 87 usable"),
     ("14", "1", "2 > 1 usable"),
-    ("13", "1", "1 > 0 usable"),
+    ("13", "1", "2 > 0 usable"),
     ("1", "1", "-12 usable"),
-    ("262143", "262143", "262143 > 262130 usable"),
+    ("262143", "262143", "524286 > 262130 usable"),
 ]
 TABLE = [
     *(({"project_slug": answer}, remedy) for answer, remedy in SLUGS),
@@ -111,7 +114,7 @@ def refusal(result: subprocess.CompletedProcess[str], left: list[Path]) -> str:
     assert result.returncode == 1, result.stdout
     line, again = result.stderr.splitlines()
     assert line.startswith("Refused: ")
-    assert again.startswith("To try again with the answers that were right: cookiecutter ")
+    assert again.startswith(f"To try again with the answers that were right: {sys.executable} -m cookiecutter ")
     assert [path.name for path in left] == ["work"]
     return line
 
@@ -143,9 +146,9 @@ def test_nothing_is_typed_twice(template: Path, tmp_path: Path, cli: Run):
     answers = [f"{name}={answer}" for name, answer in good.items()]
     result = cli(template, "--no-input", "project_slug=Not a slug", *answers, cwd=tmp_path / "work")
     words = shlex.split(result.stderr.splitlines()[1].partition(": ")[2])
-    assert words[:2] == ["cookiecutter", str(template)]
+    assert words[:4] == [sys.executable, "-m", "cookiecutter", str(template)]
     assert not any(word.startswith("project_slug") for word in words)
-    assert cli(*words[1:], "--no-input", cwd=tmp_path / "work").returncode == 0
+    assert cli(*words[3:], "--no-input", cwd=tmp_path / "work").returncode == 0
     (project,) = (tmp_path / "work").iterdir()
     defaults = load(project / "app" / "defaults.py")
     assert good["project_name"] == defaults.SERVICE_TITLE
@@ -182,3 +185,19 @@ def test_nothing_that_was_there_is_touched(template: Path, tmp_path: Path, cli: 
     result = cli(template, "--no-input", "--overwrite-if-exists", "app_instances=0", cwd=tmp_path)
     assert "Refused: app_instances '0' is not positive" in result.stderr
     assert [path.name for path in (tmp_path / "my_service").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "installed", "command"),
+    [
+        ("/usr", True, "cookiecutter"),
+        ("/home/x/.cache/pipx/5b2b", False, "pipx run cookiecutter"),
+        ("/home/x/.cache/uv/archive-v0/KrNs", False, "uvx cookiecutter"),
+        ("/home/x/venv", False, f"{shlex.quote(sys.executable)} -m cookiecutter"),
+    ],
+)
+def test_the_command_is_one_that_is_there(tmp_path: Path, prefix: str, installed: bool, command: str):
+    """pipx and uv run cookiecutter without putting it into the PATH."""
+    if installed:
+        (tmp_path / "cookiecutter").touch()
+    assert pre.asked_by(prefix, {"PATH": f"/nowhere:{tmp_path}"}) == command

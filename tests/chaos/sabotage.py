@@ -10,7 +10,11 @@ OVERFLOW: Patches = (
 
 SABOTAGE: dict[str, Patches] = {
     "emptying the pools at a fork": (
-        ("pooling/engine.py", "    os.register_at_fork(after_in_child=_empty_pools)", "    pass"),
+        (
+            "pooling/engine.py",
+            "    os.register_at_fork(after_in_child=functools.partial(empty_pools, close=False))",
+            "    pass",
+        ),
     ),
     "the refusal of HUP": (
         (

@@ -106,10 +106,11 @@ def engine_options(settings: Settings, url: str | URL, process: str) -> dict[str
 
 def process(settings: Settings, *, web: bool, job: str | None) -> str:
     """What kind of process this is, for the pool and for the name of its connections."""
-    job = job or (None if web else settings.app_job)
+    if job is None and not web:
+        job = settings.app_job
     if job is not None and job not in settings.app_jobs:
         planned = ", ".join(settings.app_jobs) or "none"
-        raise SettingsError([f"the job {job!r} is not in APP_JOBS, which has {planned}; add {job}=COPIESxCONNECTIONS"])
+        raise SettingsError([f"the job {job!r} is not in APP_JOBS, which has {planned}; add name=COPIESxCONNECTIONS"])
     return job or (pooling.WEB if web else pooling.CLI)
 
 
@@ -119,7 +120,10 @@ def _in_development() -> bool:
 
 
 def _dotenv() -> dict[str, str]:
-    values = dotenv_values(".env", encoding="utf-8-sig")  # an editor may have put a byte order mark before the first
+    try:
+        values = dotenv_values(".env", encoding="utf-8-sig")  # an editor may have put a byte order mark at the start
+    except UnicodeDecodeError as error:
+        raise SettingsError([f".env: is not UTF-8 at byte {error.start}; save it as UTF-8"]) from None
     return {name: value for name, value in values.items() if value is not None}
 
 

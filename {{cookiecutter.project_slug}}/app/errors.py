@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from flask import Flask, Response, abort, jsonify, request
 from pydantic import BaseModel, ValidationError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(PoolTimeoutError, database_problem)
-    app.register_error_handler(DBAPIError, database_problem)
+    for kind in (OperationalError, InterfaceError, InternalError):  # not IntegrityError and what else is the app's
+        app.register_error_handler(kind, database_problem)
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None, **members: Any) -> Response:

@@ -19,7 +19,7 @@ def home() -> Response | str:
     }
     facts = {"name": defaults.SERVICE_TITLE, "description": defaults.SERVICE_DESCRIPTION}
     if not settings.in_production:  # the numbers are nobody else's business
-        links = {"metrics": url_for("pooling_metrics.show")} | links
+        links = {"pool": url_for("pooling_page.show"), "metrics": url_for("pooling_metrics.show")} | links
         facts |= {"environment": settings.app_env.value, "plan": plan.sum}
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return render_template("index.html", links=links, numbers=plan, host=request.host_url, **facts)

@@ -8,6 +8,7 @@ A migration takes two connections out of DB_RESERVED_CONNECTIONS: one that holds
 that it holds through a pooler too, and one that works, which may leave its transaction for CREATE INDEX CONCURRENTLY.
 """
 
+import contextlib
 import logging
 import sys
 import time
@@ -19,12 +20,12 @@ from typing import Any, Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
-from alembic.operations.ops import AddColumnOp, OpContainer, UpgradeOps
-from alembic.script.revision import MultipleHeads
+from alembic.operations.ops import AddColumnOp, AlterColumnOp, OpContainer, UpgradeOps
+from alembic.script.revision import MultipleHeads, ResolutionError
 from alembic.util import CommandError
 from flask import current_app
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import event, text
+from sqlalchemy import Column, TypeDecorator, event, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.sql import elements, functions
@@ -47,14 +48,17 @@ HOW_TO_FILL_ROWS = (
     " server_default=sa.false() (a default= of Python's is for new rows only), or allow None"
 )
 
+HOW_TO_GO_ON = "get the code that has it or, in development, delete the database in instance/"
+
 log = logging.getLogger("migrations")  # what is below "alembic" is shown by nobody
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """A migration has to go on working when the app has moved on, so it names the database's type and not the app's.
-    It also has to work on SQLite in development, so it says `sa.func.now()` and not what Postgres calls that."""
-    if kind == "type" and type(item).__module__.partition(".")[0] == "app":
-        return f"sa.{item.impl_instance!r}"
+    """A migration has to work on SQLite in development, so it says `sa.func.now()` and not what Postgres calls that. It
+    imports a type of the app only if that is no decorator of another one."""
+    if kind == "type" and (module := type(item).__module__).partition(".")[0] == "app":
+        autogen.imports.add(f"import {module}")
+        return f"{module}.{item!r}"
     if kind == "server_default":
         default = getattr(item, "arg", None)
         names: dict[type, str] = {elements.True_: "sa.true()", elements.False_: "sa.false()"}
@@ -69,18 +73,32 @@ def look_at_what_was_found(ctx: object, revision: object, directives: list[Any])
         return
     found: UpgradeOps = directives[0].upgrade_ops
     if found.is_empty():
-        sys.exit("the models are as the migrations leave them: there is nothing to migrate")
-    for column in added_columns(found):
+        sys.exit("Alembic finds nothing to migrate (it does not look at the values of an enum, for example)")
+    for operation in (*operations(found), *operations(directives[0].downgrade_ops)):
+        for column in (getattr(operation, "column", None), *getattr(operation, "columns", ())):
+            if isinstance(column, Column):
+                column.type = undecorated(column.type)
+        if isinstance(operation, AlterColumnOp):
+            operation.modify_type = undecorated(operation.modify_type)
+            operation.existing_type = undecorated(operation.existing_type)
+    for column in (each.column for each in operations(found) if isinstance(each, AddColumnOp)):
         if not column.nullable and not (column.server_default or column.computed or column.identity):
             log.warning("%s is NOT NULL, and %s", column.name, HOW_TO_FILL_ROWS)
 
 
-def added_columns(container: OpContainer) -> Iterator[Any]:
+def operations(container: OpContainer) -> Iterator[Any]:
     for operation in container.ops:
-        if isinstance(operation, AddColumnOp):
-            yield operation.column
-        elif isinstance(operation, OpContainer) and operation.ops:
-            yield from added_columns(operation)
+        if isinstance(operation, OpContainer):
+            yield from operations(operation)
+        else:
+            yield operation
+
+
+def undecorated(kind: Any) -> Any:
+    """A migration has to work when the app has moved on, so it has the type that the app's own one decorates."""
+    while isinstance(kind, TypeDecorator) and type(kind).__module__.partition(".")[0] == "app":
+        kind = kind.impl_instance
+    return kind
 
 
 options = {
@@ -93,15 +111,23 @@ options = {
 
 
 def migrate(connection: Connection, **more: Any) -> None:
-    context.configure(connection=connection, **options, **more)
+    context.configure(connection=connection, **{"on_version_apply": say_what_was_applied, **options, **more})
     with context.begin_transaction():
         context.run_migrations()
+
+
+def say_what_was_applied(step: Any, **_: Any) -> None:
+    if not step.is_stamp:
+        way, migration = "upgraded to" if step.is_upgrade else "downgraded from", step.up_revision
+        print(f"{way} {migration.revision}: {migration.doc}")
 
 
 def migrate_on_postgres(engine: Engine) -> None:
     with connect(engine) as guard:
         guard.execute(text(f"SET LOCAL lock_timeout = '{LONGEST_WAIT_FOR_ANOTHER_INSTANCE}'"))
         guard.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": LOCK_ID})
+        # The last statement keeps its snapshot, which CREATE INDEX CONCURRENTLY would wait for; this one has none.
+        guard.execute(text("SET LOCAL lock_timeout = 0"))
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with connect(engine) as connection:
@@ -115,15 +141,18 @@ def migrate_on_postgres(engine: Engine) -> None:
                 time.sleep(PAUSE_SECONDS)
 
 
-def connect(engine: Engine) -> Connection:
+@contextlib.contextmanager
+def connect(engine: Engine) -> Iterator[Connection]:
     """A connection without the limits of a role or a database. It does not go back to the pool, which has them."""
-    connection = engine.connect()
-    connection.detach()
     # Behind a pooler a setting must not outlive the transaction: the next client would have it.
     local = current_app.extensions["pooling"].settings.db_pooler != "none"
     lift = f"SELECT set_config(name, '0', {local}) FROM pg_settings WHERE name IN {LIMITS}"  # noqa: S608  # constants
-    event.listen(connection, "begin", lambda begun: begun.exec_driver_sql(lift))
-    return connection
+    with engine.connect() as connection:
+        event.listen(connection, "begin", lambda begun: begun.exec_driver_sql(lift))
+        try:
+            yield connection
+        finally:
+            connection.invalidate()
 
 
 def limit_the_wait(connection: Connection) -> None:
@@ -144,10 +173,11 @@ def migrate_on_sqlite(engine: Engine) -> None:
         connection.invalidate()  # a pool must not lend it again as it is
 
 
-def refuse_dangling_rows(ctx: Any, **_: Any) -> None:
+def refuse_dangling_rows(ctx: Any, **more: Any) -> None:
     if broken := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
         rows = ", ".join(f"row {row[1]} of {row[0]} refers to {row[2]}" for row in broken[:5])
         sys.exit(f"the migration would leave rows that refer to nothing, and was not applied: {rows}")
+    say_what_was_applied(**more)
 
 
 def in_one_line(error: SQLAlchemyError) -> str:
@@ -177,7 +207,13 @@ try:
     main()
 except SQLAlchemyError as error:
     sys.exit(in_one_line(error))
+except KeyError as error:
+    if Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts[-2:] != ("script", "revision.py"):
+        raise
+    sys.exit(f"migrations/versions has no {error}, which another migration follows; get it back or delete both")
 except CommandError as error:
+    if isinstance(error.__cause__, ResolutionError):
+        sys.exit(f"{error}: the database is at a migration that is not in migrations/versions; {HOW_TO_GO_ON}")
     if not isinstance(error.__cause__, MultipleHeads):
         raise
     heads = ", ".join(context.script.get_heads())

@@ -44,10 +44,6 @@ class Server:
     connected_others: int
 
     @property
-    def connected_ours(self) -> int:
-        return self.connected.get(WEB, 0)
-
-    @property
     def kept(self) -> int:
         """Connections that no ordinary role gets."""
         return self.superuser_reserved + self.role_reserved

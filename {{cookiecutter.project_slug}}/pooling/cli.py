@@ -18,6 +18,7 @@ from pooling.settings import Jobs, Settings, SettingsError
 from pooling.urls import database_url
 
 POSITIVE = click.IntRange(min=1)
+CPUS = click.FloatRange(min=0.01, max=4096)
 MEAN_SECONDS = 0.05  # of a request, for an example of Little's law: requests at once = requests a second x seconds each
 
 
@@ -33,7 +34,7 @@ def pool() -> None:
 
 
 @pool.command()
-@click.option("--cpus", type=click.FloatRange(min=0, min_open=True, max=4096), help="Instead of this machine's.")
+@click.option("--cpus", type=CPUS, help="Instead of this machine's.")
 @click.option("--memory-mib", type=POSITIVE, help="Instead of this machine's, in MiB.")
 @click.option("--max-connections", type=POSITIVE, help="Instead of DB_MAX_CONNECTIONS.")
 @click.option("--instances", type=POSITIVE, help="Instead of APP_INSTANCES.")
@@ -49,6 +50,8 @@ def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -
 
     Exits with 1 when the numbers do not fit together.
     """
+    if what_if["cpus"] != what_if["cpus"]:  # nan is in no range, and outside none
+        raise click.BadParameter("'nan' is not a number of cpus", param_hint="--cpus")
     try:
         settings: type[Settings] = current_app.extensions["pooling_settings"]
         if for_pgbouncer:

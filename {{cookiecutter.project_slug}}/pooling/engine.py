@@ -5,6 +5,7 @@ is a TypeError, and a dict shared between two engines leaks one driver's argumen
 """
 
 import contextlib
+import functools
 import os
 import random
 import select
@@ -110,6 +111,7 @@ def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str,
     said = urls.said(url)
     limits = _time_limits(settings, process) | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
     arguments: dict[str, Any] = {
+        "client_encoding": "utf8",  # a database in SQL_ASCII would make psycopg answer in bytes
         "connect_timeout": settings.db_connect_timeout,
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
         "target_session_attrs": "primary",  # see _prefer_a_server_that_takes_writes
@@ -256,13 +258,13 @@ _only_reads: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
-def _empty_pools() -> None:
+def empty_pools(*, close: bool) -> None:
     """Two processes on one socket read each other's rows. Every forked child therefore starts with empty pools; the
     connections stay open (`close=False`), since the parent still uses them. This covers gunicorn's workers with a
     preloaded app, where a fork hook of its own would need an app context, and any other fork as well."""
     for engine in list(_engines):
-        engine.dispose(close=False)
+        engine.dispose(close=close)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_empty_pools)
+    os.register_at_fork(after_in_child=functools.partial(empty_pools, close=False))

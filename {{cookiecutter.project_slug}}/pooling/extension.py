@@ -30,6 +30,7 @@ class Pooling:
     settings: Settings
     process: str
     prober: health.Prober
+    probe_app: Flask
     autocommit: dict[Engine, Engine] = field(default_factory=dict)
 
 
@@ -52,13 +53,16 @@ def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, pr
         metrics.watch(each, process)
     planned = engine.QueuePool.of(settings, process)
     prober = health.Prober(engines[None], planned.size + planned.max_overflow)
-    app.extensions["pooling"] = Pooling(db=db, settings=settings, process=process, prober=prober)
+    # What the port of the probes serves: without the app's own hooks, since a guard for clients would turn probes away.
+    alone = Flask("pooling", static_folder=None)
+    known = Pooling(db=db, settings=settings, process=process, prober=prober, probe_app=alone)
+    for served in (app, alone):
+        served.extensions["pooling"] = known
+        for blueprint in (health.bp, metrics.bp, page.bp):
+            served.register_blueprint(blueprint)
     app.wsgi_app = requests.Measured(app, settings)  # type: ignore[method-assign]  # as Flask's manual does it
     if settings.in_production:
         app.before_request(requests.refuse_without_the_plan)
-    app.register_blueprint(health.bp)
-    app.register_blueprint(metrics.bp)
-    app.register_blueprint(page.bp)
     cli.register(app, type(settings))
 
 
@@ -121,7 +125,8 @@ def run(
     if scoped.registry.has() or scoped.session_factory.class_.get_bind is not GET_BIND:
         session = scoped()
         if session.in_transaction():
-            session.flush()
+            if session.autoflush:
+                session.flush()
             connection = session.connection(bind_arguments={"clause": clause})
             return _rows(connection.execute(statement, parameters))
         bind = session.get_bind(clause=clause)

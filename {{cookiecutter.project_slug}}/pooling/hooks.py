@@ -25,7 +25,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from pooling import budget, limit, metrics, probes, requests
-from pooling.engine import WEB, engine_options
+from pooling.engine import WEB, empty_pools, engine_options
 from pooling.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,11 @@ class Hooks:
         except SettingsError as error:  # PGOPTIONS; anything else was found before
             sys.exit(str(error))
         requests.started_by_hooks()
-        if metrics.DIRECTORY not in os.environ:
+        if (given := os.environ.get(metrics.DIRECTORY)) is not None:
+            if not os.path.isdir(given):
+                sys.exit(f"{metrics.DIRECTORY}={given!r}: is not a folder; make it, or do not set the variable")
+            metrics.keep_in(Path(given))
+        else:
             name = f"metrics-{settings.service_name}-"
             _remove_leftovers(name)
             self.folder = Path(tempfile.mkdtemp(prefix=name, dir=shared_memory()))
@@ -85,10 +89,14 @@ class Hooks:
         if not self.reload:
             self._refuse_another_app(server)
         self._refuse_a_port_in_use(server)
+        empty_pools(close=True)  # a factory that asks the database would leave a connection here, beside the workers'
         self._check_the_budget(server)
         if self.settings.probe_port:
             self.listener = probes.listen(self.settings.web_host, self.settings.probe_port)
         self._own_the_folder()  # a daemon has another id than what read gunicorn.conf.py
+        if self.folder and os.geteuid() == 0:  # workers of another user write there
+            for path in (self.folder, *self.folder.iterdir()):
+                os.chown(path, server.cfg.uid, server.cfg.gid)
 
     def when_ready(self, server: Any) -> None:
         """Refuse the signals that break the plan, and freeze the objects that all workers share: if the garbage
@@ -143,7 +151,9 @@ class Hooks:
         counted.sampled[counted.backlog] = lambda: _backlog(worker.sockets)
         limit.watch(worker, self.settings.web_timeout, replace=not self.reload, tick=counted.sample)
         if self.listener:
-            probes.serve(self.listener, worker.wsgi)
+            app = getattr(worker.wsgi, "app", worker.wsgi)  # in development it may be reload.Reloaded
+            extensions = getattr(app, "extensions", {})
+            probes.serve(self.listener, extensions["pooling"].probe_app if "pooling" in extensions else worker.wsgi)
 
     def worker_abort(self, worker: Any) -> None:
         """gunicorn replaces this worker, which has not beaten for WEB_TIMEOUT. An ordinary exit would wait for the

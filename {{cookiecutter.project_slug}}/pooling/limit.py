@@ -43,7 +43,9 @@ _limit = [math.inf, 1]  # the seconds of WEB_TIMEOUT, and this worker's threads
 
 
 def unlimited(view: View) -> View:
-    """A decorator for a view that may take as long as it likes, under `@bp.get(...)`."""
+    """A decorator for a view that may take as long as it likes, under `@bp.get(...)`, or around `as_view(...)`."""
+    if isinstance(view, type):
+        raise TypeError(f"unlimited({view.__name__}.as_view(...)), not the class")
     view.unlimited = True  # type: ignore[attr-defined]
     return view
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app
 from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.wsgi import FileWrapper
 
 from pooling import limit
 from pooling.engine import WEB
@@ -80,6 +81,7 @@ class Measured:
             waited = queue_seconds(header, time.time())
             if waited is not None:
                 metrics().queue.observe(waited)
+        environ["wsgi.file_wrapper"] = FileWrapper  # gunicorn's sends a file where nobody sees how it gets on
         thread, request = threading.get_ident(), limit.Request(environ, self.views)
         limit.in_flight[thread] = request
         try:
@@ -87,10 +89,6 @@ class Measured:
         except BaseException:
             limit.in_flight.pop(thread, None)
             raise
-        if isinstance(body, environ.get("wsgi.file_wrapper", ())):
-            limit.in_flight.pop(thread, None)  # the server sends a file by itself, with sendfile
-            file: Iterable[bytes] = body
-            return file
         return Body(body, request, thread)
 
 
@@ -106,6 +104,8 @@ class Body:
             yield part
 
     def close(self) -> None:
-        limit.in_flight.pop(self.thread, None)
-        if hasattr(self.body, "close"):
-            self.body.close()
+        try:
+            if hasattr(self.body, "close"):
+                self.body.close()
+        finally:
+            limit.in_flight.pop(self.thread, None)

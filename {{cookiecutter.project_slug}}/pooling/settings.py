@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BeforeValidator,
     Field,
     ValidationError,
@@ -23,6 +24,7 @@ from pydantic import (
     create_model,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import URL
 
@@ -180,10 +182,12 @@ class Settings(BaseSettings):
         try:
             settings = cls()
         except ValidationError as error:
-            wrong = {str(found["loc"][0]): found for found in error.errors()}
-            fields = {str(field.validation_alias or name): (name, field) for name, field in cls.model_fields.items()}
+            # What a validator of the whole model says belongs to no field.
+            problems += [_reason(found) for found in error.errors() if not found["loc"] and not numbers_only]
+            wrong = {str(found["loc"][0]): found for found in error.errors() if found["loc"]}
+            fields = {alias: (name, field) for name, field in cls.model_fields.items() for alias in _names(name, field)}
             problems += [
-                _problem(name, given.get(name.upper()), found, secret="Secret" in str(fields[name][1].annotation))
+                _problem(_alias(name, fields, given), given, found, secret="Secret" in str(fields[name][1].annotation))
                 for name, found in wrong.items()
                 if name in Settings.model_fields or not numbers_only
             ]
@@ -193,7 +197,10 @@ class Settings(BaseSettings):
                 for name, field in map(fields.__getitem__, wrong)
             }
             untyped: dict[str, Any] = dict.fromkeys(defaults, (Any, None))
-            settings = create_model(cls.__name__, __base__=cls, **untyped)(**defaults)
+            try:
+                settings = create_model(cls.__name__, __base__=cls, **untyped)(**defaults)
+            except Exception:  # noqa: BLE001  # a validator of the whole model cannot do with these defaults
+                raise SettingsError(problems) from None
         if not numbers_only:
             said = [name.upper() for name in wrong]
             problems += [found for found in settings.problems() if not any(name in found for name in said)]
@@ -307,11 +314,21 @@ def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[st
             yield f"{_named(ascii(name)[1:-1], value)}: no such setting; did you mean {near[0]}?"
 
 
-def _problem(name: str, value: Any, found: Any, *, secret: bool) -> str:
+def _names(name: str, field: FieldInfo) -> list[str]:
+    """The variables that a field is read from."""
+    alias = field.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [str(alias or name)]
+
+
+def _alias(name: str, fields: Mapping[str, tuple[str, FieldInfo]], given: Mapping[str, str]) -> str:
+    return next((alias for alias in _names(*fields[name]) if alias.upper() in given), name)
+
+
+def _problem(name: str, given: Mapping[str, str], found: Any, *, secret: bool) -> str:
     if found["type"] == "missing":
         return f"{name.upper()} is not set"
     as_json = ", written as JSON" if found["type"] in {"list_type", "dict_type", "set_type", "tuple_type"} else ""
-    return f"{_named(name, value, secret=secret)}: {_reason(found)}{as_json}"
+    return f"{_named(name, given.get(name.upper()), secret=secret)}: {_reason(found)}{as_json}"
 
 
 def _named(name: str, value: Any, *, secret: bool = False) -> str:

@@ -267,11 +267,13 @@ def plan(**numbers: Any) -> Plan:
         given_as = ", ".join(f"{name}={value}" for name, value in set_to.items() if value is not None)
         problem = f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once"
         raise PlanError(problem, [one, *(two if fits else [])])
+    if given.pooler != "none" and usable < 1:
+        left = _left_over(given.max_connections, given.reserved, _total(given.jobs))
+        enough = given.max_connections - usable + PGBOUNCER_POOL_SIZE
+        raise PlanError(f"no connection is left for {given.pooler}: {left}", [Remedy("DB_MAX_CONNECTIONS", enough)])
     fitting = unbounded if given.pooler != "none" else list(candidates(usable))
     if not fitting:
-        least = min(w * per_worker(t) for w, t in unbounded)
-        single = min(w * per_worker(t) for w in worker_choices for t in thread_choices)
-        raise _out_of_connections(single, least, given)
+        raise _out_of_connections(min(w * per_worker(t) for w, t in unbounded), given)
 
     wanted = max(unbounded, key=preference)
     chosen = max(fitting, key=preference)
@@ -305,8 +307,8 @@ def _with_notes(result: Plan, wanted: tuple[int, int], by_memory: int, asked_wor
     return Plan(**{**vars(result), "notes": tuple(notes)})
 
 
-def _out_of_connections(single: int, least: int, given: Numbers) -> PlanError:
-    """Not even the smallest instance fits: `single` connections for one slot, `least` for two."""
+def _out_of_connections(least: int, given: Numbers) -> PlanError:
+    """Not even the smallest instance fits, which has two slots, and `least` connections for them."""
     max_connections, reserved, jobs, instances = given.max_connections, given.reserved, given.jobs, given.instances
     jobs_total = _total(jobs)
     usable = usable_connections(max_connections, reserved, jobs_total)
@@ -314,7 +316,8 @@ def _out_of_connections(single: int, least: int, given: Numbers) -> PlanError:
     remedies = [Remedy("DB_MAX_CONNECTIONS", instances * least + SUPERUSER_RESERVED + reserved + jobs_total)]
     if usable >= least:
         remedies.append(Remedy("APP_INSTANCES", usable // least))
-    remedies.append(Remedy("DB_POOLER", "pgbouncer"))
+    if usable >= 1:
+        remedies.append(Remedy("DB_POOLER", "pgbouncer"))
     if usable < least and without_jobs >= least and jobs:
         listed = ", ".join(f"{name} {job}" for name, job in jobs.items())
         return PlanError(
@@ -322,10 +325,9 @@ def _out_of_connections(single: int, least: int, given: Numbers) -> PlanError:
             f" {_left_over(max_connections, reserved, jobs_total)} = {usable}",
             remedies,
         )
-    shown, slots = (single, "one slot") if instances * single > usable else (least, f"{MIN_SLOTS} slots")
     return PlanError(
-        f"{instances} instances x {shown} connections for {slots} each = {instances * shown} > {usable} usable"
-        f" ({_left_over(max_connections, reserved, jobs_total)})",
+        f"{instances} instances x {least} connections for {MIN_SLOTS} slots each = {instances * least}"
+        f" > {usable} usable ({_left_over(max_connections, reserved, jobs_total)})",
         remedies,
     )
 

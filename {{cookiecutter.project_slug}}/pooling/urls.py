@@ -36,6 +36,8 @@ INSTEAD = {
     "use `pooling.run`": "autocommit isolationlevel",
 }
 REMEDIES = {name: remedy for remedy, names in INSTEAD.items() for name in names.split()}
+# How libpq names the parameter whose value it does not know.
+WRONG_VALUE = re.compile(r'.*for connection option "(\w+)"|invalid (port) number|invalid "?(\w+)"? value', re.DOTALL)
 WHOLE = {"connect_timeout", "tcp_user_timeout", "keepalives"} | {
     f"keepalives_{name}" for name in ("idle", "interval", "count")
 }
@@ -61,7 +63,8 @@ def database_url(value: Any) -> Any:
         if url.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:
             url = url.set(drivername="postgresql+psycopg")
         elif url.drivername != "sqlite":
-            raise ValueError(f"{url.drivername}:// is not supported; use postgresql://")
+            instead = "sqlite" if url.drivername.startswith("sqlite") else "postgresql"
+            raise ValueError(f"{url.drivername}:// is not supported; use {instead}://")
         hosts = url.query.get("host", "")
         if isinstance(hosts, str) and HOSTS_WITH_PORTS.fullmatch(hosts):  # as SQLAlchemy wants them: host=, host=
             url = url.update_query_dict({"host": hosts.split(",")})
@@ -96,10 +99,16 @@ def _not_for_libpq(arguments: Mapping[str, Any], *, hide: bool) -> Iterator[str]
         told = {name: option.val.decode() for name, option in known.items() if option.val} | dict(arguments)
         nowhere = {"host": re.sub("[^,]+", "/-", str(told.get("host", ""))) or "/-", "hostaddr": "", "password": "-"}
         attempt = PGconn.connect_start(make_conninfo(**told | nowhere).encode())
-        said, found = attempt.get_error_message(), re.search(r'invalid "?(\w+)"? value', attempt.get_error_message())
+        said = attempt.get_error_message()
+        found = WRONG_VALUE.search(said)
         attempt.finish()
         if found:
-            yield f"{found[1]} has a value that libpq does not know; {REMEDIES.get(found[1], 'see its manual')}"
+            name = next(filter(None, found.groups()))
+            elsewhere = name not in arguments and name in known and known[name].envvar
+            where = f"{elsewhere.decode()} in the environment" if elsewhere else name
+            yield f"{where} has a value that libpq does not know; {REMEDIES.get(name, 'see its manual')}"
+        elif "definition of service" in said:
+            yield "PGSERVICE names a service that libpq does not find"
         elif said and "socket" not in said:
             yield "libpq cannot use these parameters together"
 

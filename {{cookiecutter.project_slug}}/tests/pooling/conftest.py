@@ -13,6 +13,7 @@ from flask import Flask
 from gunicorn.app.wsgiapp import WSGIApplication
 from sqlalchemy.engine import Engine, make_url
 
+from pooling import metrics
 from tests.pooling.plain import create_app, db
 from tests.serving import ROOT
 
@@ -90,7 +91,8 @@ def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> Any
     """gunicorn with its configuration, as if it had been started with these words. It serves nothing."""
     for name, value in environ.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nonexistent")  # no folder is made
+    monkeypatch.setenv(metrics.DIRECTORY, "/")  # no folder is made
+    monkeypatch.setattr(metrics, "keep_in", lambda folder: None)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["gunicorn", *words])
     return WSGIApplication()

@@ -61,7 +61,7 @@ def test_a_plan_that_does_not_fit_exits_with_1(plain: Flask) -> None:
     """With the sum and the three ways out."""
     code, text = run(plain, "plan", *WHAT_IF, "--instances", "120")
     assert code == 1
-    assert "120 > 87" in text
+    assert "240 > 87" in text
     for way in ("DB_MAX_CONNECTIONS=", "APP_INSTANCES=", "DB_POOLER=pgbouncer"):
         assert way in text
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, send_file
+from flask import Flask, Response, send_file
+from flask.views import MethodView
 
 import pooling
 from pooling import limit
@@ -171,3 +172,27 @@ def test_a_view_without_a_limit(hanging: dict[int, limit.Request]) -> None:
     hanging[1].moved -= 100
     hanging[2] = request_since(100)
     assert [thread for thread, _ in limit.past()] == [2]
+
+
+@pytest.mark.sqlite
+def test_a_request_is_in_flight_until_its_answer_is_closed(plain: Flask) -> None:
+    """What the app does when all has been sent may hang, too."""
+    seen = []
+
+    def view() -> Response:
+        response = Response("sent")
+        response.call_on_close(lambda: seen.append(len(limit.in_flight)))
+        return response
+
+    plain.add_url_rule("/closing", view_func=view)
+    before = len(limit.in_flight)
+    plain.test_client().get("/closing").close()
+    assert seen == [before + 1]
+    assert len(limit.in_flight) == before
+
+
+@pytest.mark.sqlite
+def test_unlimited_is_for_views() -> None:
+    """On a class it would say nothing of its views."""
+    with pytest.raises(TypeError, match=r"unlimited\(MethodView.as_view"):
+        limit.unlimited(MethodView)

@@ -65,8 +65,9 @@ def test_worked_examples(  # noqa: PLR0917
     ("more", "says"),
     [
         ({"cpus": 1, "memory_mib": 128, "instances": 1}, "128 MiB"),
-        ({"cpus": 1, "memory_mib": 1024, "instances": 120}, "120 > 87"),
+        ({"cpus": 1, "memory_mib": 1024, "instances": 120}, "240 > 87"),
         ({"instances": 44}, "88 > 87"),
+        ({"max_connections": 13, "pooler": "pgbouncer"}, "no connection is left for pgbouncer: 13 - 3 for superusers"),
         ({"max_connections": 13}, "0 usable"),
         ({"max_connections": 5}, "-8 usable"),
         ({"workers": 50, "threads": 1}, "100 > 87"),

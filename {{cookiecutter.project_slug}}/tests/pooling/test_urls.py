@@ -102,7 +102,7 @@ def test_a_password_with_an_at_sign_is_refused_and_not_shown(monkeypatch: pytest
         ("hunter2", urls.EXPECTED),
         ("", urls.EXPECTED),
         ("postgresql://u:hunter2@h:port/d", urls.EXPECTED),
-        ("postgresql://u:hunter2@h:99999/d", "libpq cannot use these parameters together"),
+        ("postgresql://u:hunter2@h:99999/d", "port has a value that libpq does not know"),
         ("postgresql://u:hunter2@h/d?hunter2", urls.EXPECTED),
         ("postgresql://u:hunter2@h/d?host=one:1&host=two:2&port=3", urls.EXPECTED),
         ("postgresql://us/er:hunter2@h/d", "has an @ after the host has begun"),
@@ -245,9 +245,10 @@ def test_nothing_is_said_twice_to_libpq(monkeypatch: pytest.MonkeyPatch) -> None
         ("options=--lock-timeout%3D9s", {}, "lock_timeout in DATABASE_URL: set DB_STATEMENT_TIMEOUT"),
         ("application_name=" + "x" * 41, {}, "application_name in DATABASE_URL or PGAPPNAME: must be at most 40"),
         ("", {"PGAPPNAME": "ü"}, "must be at most 40 ASCII characters"),
-        ("", {"PGSSLMODE": "no-verify"}, "sslmode has a value that libpq does not know"),
+        ("", {"PGSSLMODE": "no-verify"}, "PGSSLMODE in the environment has a value that libpq does not know"),
+        ("", {"PGPORT": "abc"}, "PGPORT in the environment has a value that libpq does not know"),
         ("", {"PGHOST": "db\n"}, "PGHOST has a line break"),
-        ("", {"PGSERVICE": "nowhere", "PGSERVICEFILE": "/dev/null"}, "libpq cannot use these parameters together"),
+        ("", {"PGSERVICE": "nowhere", "PGSERVICEFILE": "/dev/null"}, "PGSERVICE names a service that libpq does not"),
     ],
 )
 def test_what_would_break_the_ladder_names_the_setting(

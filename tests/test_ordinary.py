@@ -1,0 +1,340 @@
+"""What the manuals of Flask, SQLAlchemy, Alembic, pydantic and gunicorn say, done in a project: it works here, too."""
+
+import contextlib
+import os
+import pwd
+import re
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from serving import CLEAN, ask, free_port, metrics_folders, postgres, run, served
+
+SECRET = secrets.token_hex(32)
+GUNICORN = "exec .venv/bin/gunicorn"
+END_OF_FACTORY = "    return app\n"
+
+
+@pytest.fixture(scope="module")
+def server(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres(installed, tmp_path_factory.mktemp("postgres") / "data", "my_service") as url:
+        migrated = run(
+            ".venv/bin/flask db upgrade", installed, APP_ENV="production", DATABASE_URL=url, SECRET_KEY=SECRET
+        )
+        assert migrated.returncode == 0, migrated.stdout
+        yield url
+
+
+def production(url: str, **more: str) -> dict[str, str]:
+    return {"APP_ENV": "production", "DATABASE_URL": url, "SECRET_KEY": SECRET, "DB_MAX_CONNECTIONS": "100"} | more
+
+
+def add(path: Path, text: str, *, before: str = "") -> None:
+    old = path.read_text()
+    assert before in old
+    path.write_text(old.replace(before, text + before) if before else old + text)
+
+
+def test_a_factory_that_asks_the_database(copy: Path, server: str):
+    """What is loaded before the fork keeps no connection: the plan has none for it, and the next start counts it."""
+    asks = "    with app.app_context():\n        db.create_all()\n"
+    add(copy / "app" / "__init__.py", asks, before=END_OF_FACTORY)
+    settings = production(server, APP_INSTANCES="1", WEB_CONCURRENCY="2", WEB_THREADS="2")
+    for _ in range(2):
+        with served(GUNICORN, copy, free_port(), signal.SIGTERM, **settings) as address:
+            assert ask(address, "/api/notes")[0] == 200
+            with psycopg.connect(server) as connection:
+                count = "select count(*) from pg_stat_activity where application_name = 'my_service'"
+                assert connection.execute(count).fetchone()[0] <= 4
+
+
+def test_a_guard_for_clients_lets_probes_pass(copy: Path, server: str):
+    """On the port of the probes; on the service's own port it guards all that there is, as in any Flask app."""
+    guard = "    @app.before_request\n    def guard():\n        return 'who are you?', 401\n\n"
+    add(copy / "app" / "__init__.py", guard, before=END_OF_FACTORY)
+    port = free_port()
+    with served(GUNICORN, copy, port, signal.SIGTERM, ready=401, **production(server)) as address:
+        assert ask(address, "/livez")[0] == 401
+        for path in ("/livez", "/readyz", "/metrics", "/pool", "/pool.json"):
+            assert ask(f"http://127.0.0.1:{port + 1}", path)[0] == 200, path
+
+
+def test_a_handler_for_the_apps_own_errors(copy: Path):
+    """One for SQLAlchemyError gets an IntegrityError, and what is 503 stays that."""
+    script = """
+import sqlalchemy as sa
+from app import create_app
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+app = create_app()
+app.register_error_handler(SQLAlchemyError, lambda error: ("mine", 599))
+for number, kind in enumerate((IntegrityError, OperationalError)):
+    def fail(kind=kind):
+        raise kind("select 1", {}, Exception("refused"), connection_invalidated=kind is OperationalError)
+    app.add_url_rule(f"/{number}", str(number), fail)
+print([app.test_client().get(f"/{number}").status_code for number in range(2)])
+"""
+    (copy / "script.py").write_text(script)
+    assert run("APP_ENV=testing .venv/bin/python script.py", copy).stdout.splitlines()[-1] == "[599, 503]"
+
+
+INDEX = """\"\"\"An index on a table that is in use.\"\"\"
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade():
+    with op.get_context().autocommit_block():
+        op.create_index("ix_notes_title", "notes", ["title"], postgresql_concurrently=True)
+
+
+def downgrade():
+    op.drop_index("ix_notes_title", "notes")
+"""
+TYPES = """
+
+class Tags(TypeDecorator[list[str]]):
+    impl = ARRAY(String)
+    cache_ok = True
+
+
+class Document(TypeDecorator[dict[str, str]]):
+    impl = JSON().with_variant(JSONB(), "postgresql")
+    cache_ok = True
+
+
+class Later(TypeDecorator[datetime]):
+    impl = UtcDateTime
+    cache_ok = True
+
+
+class Place(UserDefinedType[str]):
+    cache_ok = True
+
+    def get_col_spec(self) -> str:
+        return "point"
+
+
+class Trip(db.Model):
+    __table_args__ = {"comment": "a comment that is so long that it does not fit in one line " * 3}
+
+    id: Mapped[int] = mapped_column(BigIntegerId, primary_key=True)
+    tags: Mapped[list[str]] = mapped_column(Tags)
+    document: Mapped[dict[str, str]] = mapped_column(Document)
+    later: Mapped[datetime] = mapped_column(Later)
+    place: Mapped[str] = mapped_column(Place)
+"""
+
+
+def test_an_index_without_a_lock(copy: Path, server: str):
+    """`autocommit_block()`, as Alembic's manual has it, in production and in development."""
+    (copy / "migrations" / "versions" / "0002_index.py").write_text(INDEX)
+    for environment in ("production", "development"):
+        settings = production(server) | {"APP_ENV": environment}
+        for command in ("upgrade", "downgrade 0001"):
+            done = run(f".venv/bin/flask db {command}", copy, **settings)
+            assert done.returncode == 0, done.stdout
+
+
+def test_types_of_the_apps_own(copy: Path, tmp_path: Path):
+    """A migration has what they decorate, imports and variants included; what decorates nothing, it imports."""
+    models = copy / "app" / "models.py"
+    add(models, TYPES)
+    imports = "from sqlalchemy.dialects.postgresql import ARRAY, JSONB\n"
+    add(models, imports, before="from sqlalchemy.engine import Dialect\n")
+    models.write_text(models.read_text().replace("TypeDecorator\n", "TypeDecorator, JSON\n", 1))
+    models.write_text(
+        models.read_text().replace(
+            "import Mapped, mapped_column\n",
+            "import Mapped, mapped_column\nfrom sqlalchemy.types import UserDefinedType\n",
+        )
+    )
+    made = run('make migrate m="trips"', copy)
+    assert made.returncode == 0, made.stdout
+    (path,) = copy.glob("migrations/versions/*_trips.py")
+    written = path.read_text()
+    for kind in (
+        "postgresql.ARRAY(sa.String())",
+        "with_variant(postgresql.JSONB",
+        "sa.DateTime(timezone=True)",
+        "app.models.Place()",
+    ):
+        assert kind in written
+    with postgres(copy, tmp_path / "data", "my_service") as url:
+        for command in ("upgrade", "downgrade 0001", "upgrade"):
+            done = run(f".venv/bin/flask db {command}", copy, **production(url))
+            assert done.returncode == 0, done.stdout
+        with psycopg.connect(url) as connection:
+            kinds = "select column_name, udt_name from information_schema.columns where table_name = 'trip'"
+            found = dict(connection.execute(kinds).fetchall())
+    assert found == {"id": "int8", "tags": "_varchar", "document": "jsonb", "later": "timestamptz", "place": "point"}
+    linted = run(
+        ".venv/bin/python -m ruff check migrations && .venv/bin/python -m ruff format --check migrations", copy
+    )
+    assert linted.returncode == 0, linted.stdout
+
+
+SETTINGS = """    smtp_user: str | None = None
+    smtp_password: SecretStr | None = None
+    cache_size: int = Field(1, validation_alias=AliasChoices("CACHE_SIZE", "CACHE_ENTRIES"))
+
+    @model_validator(mode="after")
+    def _smtp(self) -> "Settings":
+        if bool(self.smtp_user) != bool(self.smtp_password):
+            raise ValueError("SMTP_USER and SMTP_PASSWORD go together")
+        return self
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "problems"),
+    [
+        ({"SMTP_USER": "x"}, ["SMTP_USER and SMTP_PASSWORD go together"]),
+        ({"SMTP_USER": "x", "PORT": "x"}, ["PORT='x': is not a whole number", "SMTP_USER"]),
+        ({"CACHE_ENTRIES": "many"}, ["CACHE_ENTRIES='many': input should be a valid integer"]),
+    ],
+)
+def test_validators_of_pydantic(copy: Path, environ: dict[str, str], problems: list[str]):
+    """One for the whole model, and names to choose from."""
+    config = copy / "app" / "config.py"
+    add(config, SETTINGS, before="    def problems(self)")
+    config.write_text(
+        config.read_text().replace(
+            "from pydantic import Field", "from pydantic import AliasChoices, Field, model_validator"
+        )
+    )
+    said = run(".venv/bin/flask pool check", copy, APP_ENV="development", **environ)
+    assert said.returncode == 1
+    assert "Traceback" not in said.stdout
+    for problem in problems[:1]:
+        assert problem in said.stdout, said.stdout
+
+
+def test_a_database_without_an_encoding(copy: Path, server: str):
+    """SQL_ASCII says of no text what it is; psycopg would answer in bytes."""
+    with psycopg.connect(server.replace("postgresql://app@", "postgresql://postgres@"), autocommit=True) as connection:
+        connection.execute(
+            "create database ascii encoding 'SQL_ASCII' locale 'C' locale_provider libc template template0 owner app"
+        )
+    url = server.replace("/my_service?", "/ascii?")
+    assert run(".venv/bin/flask db upgrade", copy, **production(url)).returncode == 0
+    with served(GUNICORN, copy, free_port(), signal.SIGTERM, **production(url)) as address:
+        assert ask(address, "/api/notes", "POST", title="Zoë")[1]["title"] == "Zoë"
+
+
+@pytest.mark.root
+def test_workers_of_another_user(copy: Path, server: str):
+    """`gunicorn --user`, started by root: the folder of the metrics is theirs, and they start."""
+    log, nobody = copy.parent / "log", pwd.getpwnam("nobody").pw_uid
+    command = [copy / ".venv" / "bin" / "gunicorn", "--user", "nobody", "--group", "nogroup"]
+    environ = CLEAN | production(server, PORT=str(free_port()))
+    with log.open("w") as output:
+        gunicorn = subprocess.Popen(
+            command, cwd=copy, env=environ, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        give_up = time.monotonic() + 30
+        while not (folders := metrics_folders(gunicorn.pid)) or log.read_text().count("Booting worker") < 3:
+            assert time.monotonic() < give_up, log.read_text()
+            time.sleep(0.1)
+        assert {folder.stat().st_uid for folder in folders} == {nobody}
+        assert {file.stat().st_uid for folder in folders for file in folder.glob("*.db")} == {nobody}
+    finally:
+        gunicorn.terminate()
+        gunicorn.wait(20)
+    assert "Permission denied" not in log.read_text()
+
+
+def test_a_folder_for_metrics_that_is_given(copy: Path, server: str, tmp_path: Path):
+    """As an image may set it: what a worker held is not counted any more when it has ended."""
+    folder, port = tmp_path / "metrics", free_port()
+    settings = production(server, PROMETHEUS_MULTIPROC_DIR=str(folder), WEB_CONCURRENCY="2", WEB_THREADS="2")
+    said = run(GUNICORN, copy, **settings)
+    assert said.returncode
+    assert f"PROMETHEUS_MULTIPROC_DIR='{folder}': is not a folder; make it, or do not set the variable" in said.stdout
+    folder.mkdir()
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        command = [copy / ".venv" / "bin" / "gunicorn"]
+        environ = CLEAN | settings | {"PORT": str(port)}
+        gunicorn = subprocess.Popen(
+            command, cwd=copy, env=environ, stdout=output, stderr=output, start_new_session=True
+        )
+    children = Path(f"/proc/{gunicorn.pid}/task/{gunicorn.pid}/children")
+    try:
+        for workers in (2, 4, 6):
+            give_up = time.monotonic() + 30
+            while slots(port + 1) != 4:
+                assert time.monotonic() < give_up, log.read_text()
+                time.sleep(0.1)
+            assert log.read_text().count("Booting worker") == workers
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGTERM)
+            time.sleep(1.5)
+    finally:
+        gunicorn.terminate()
+        gunicorn.wait(20)
+
+
+def slots(port: int) -> float:
+    with contextlib.suppress(OSError):
+        text = ask(f"http://127.0.0.1:{port}", "/metrics")[1]
+        return float(re.search(r"^web_slots (\S+)$", text, re.MULTILINE)[1])
+    return 0
+
+
+@pytest.mark.parametrize("command", ["make run", "make plan", "make upgrade"])
+def test_an_env_file_that_is_no_text(copy: Path, command: str):
+    """As an editor on Windows may leave it."""
+    (copy / ".env").write_bytes("WEB_THREADS=2\n".encode("utf-16"))
+    said = run(command, copy, PORT=str(free_port()))
+    assert said.returncode
+    assert ".env: is not UTF-8 at byte 0; save it as UTF-8" in said.stdout
+    assert "Traceback" not in said.stdout
+
+
+def test_an_env_file_of_the_folder_above(copy: Path):
+    """The `flask` command would read it, and gunicorn would not: `make` lets neither."""
+    (copy.parent / ".env").write_text(f"DATABASE_URL=sqlite:///{copy.parent}/above.db\n")
+    assert run("make upgrade", copy).returncode == 0
+    assert not (copy.parent / "above.db").exists()
+    assert (copy / "instance" / "my_service.db").exists()
+
+
+def test_a_number_that_is_none(copy: Path):
+    """`make prod` needs it before the service says so."""
+    said = run("DB_MAX_CONNECTIONS=abc make prod", copy, PORT=str(free_port()))
+    assert said.returncode
+    assert "DB_MAX_CONNECTIONS='abc': is not a whole number" in said.stdout
+    assert "Traceback" not in said.stdout
+
+
+def test_no_autoflush(copy: Path):
+    """`run` flushes the session where a query of the session would."""
+    script = """
+from app import create_app
+from app.extensions import db
+from app.models import Note
+from pooling import run
+from sqlalchemy import select
+with create_app().app_context():
+    db.create_all()
+    db.session.execute(select(1))
+    note = Note(title="x")
+    with db.session.no_autoflush:
+        db.session.add(note)
+        run(select(Note.id))
+        print(note.id is None)
+    run(select(Note.id))
+    print(note.id is None)
+"""
+    (copy / "script.py").write_text(script)
+    assert run("APP_ENV=testing .venv/bin/python script.py", copy).stdout == "True\nFalse\n"
