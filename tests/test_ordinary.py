@@ -198,7 +198,7 @@ SETTINGS = """    smtp_user: str | None = None
     ("environ", "problems"),
     [
         ({"SMTP_USER": "x"}, ["SMTP_USER and SMTP_PASSWORD go together"]),
-        ({"SMTP_USER": "x", "PORT": "x"}, ["PORT='x': is not a whole number", "SMTP_USER"]),
+        ({"SMTP_USER": "x", "PORT": "x"}, ["PORT='x': is not a whole number"]),
         ({"CACHE_ENTRIES": "many"}, ["CACHE_ENTRIES='many': input should be a valid integer"]),
     ],
 )
@@ -211,11 +211,11 @@ def test_validators_of_pydantic(copy: Path, environ: dict[str, str], problems: l
             "from pydantic import Field", "from pydantic import AliasChoices, Field, model_validator"
         )
     )
-    said = run(".venv/bin/flask pool check", copy, APP_ENV="development", **environ)
-    assert said.returncode == 1
-    assert "Traceback" not in said.stdout
-    for problem in problems[:1]:
-        assert problem in said.stdout, said.stdout
+    for command in ("check", "plan"):
+        said = run(f".venv/bin/flask pool {command}", copy, APP_ENV="development", **environ)
+        assert "Traceback" not in said.stdout
+        assert command == "plan" or said.returncode == 1
+        assert said.returncode == 0 or problems[0] in said.stdout, said.stdout
 
 
 def test_a_database_without_an_encoding(copy: Path, server: str):

@@ -183,7 +183,7 @@ class Settings(BaseSettings):
             settings = cls()
         except ValidationError as error:
             # What a validator of the whole model says belongs to no field.
-            problems += [_reason(found) for found in error.errors() if not found["loc"] and not numbers_only]
+            problems += [_reason(found) for found in error.errors() if not found["loc"]]
             wrong = {str(found["loc"][0]): found for found in error.errors() if found["loc"]}
             fields = {alias: (name, field) for name, field in cls.model_fields.items() for alias in _names(name, field)}
             problems += [
