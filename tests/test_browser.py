@@ -53,4 +53,4 @@ def test_the_page(installed: Path, browse: Browse):
         assert re.fullmatch(r"\d+ instances x \d+ workers x \(\d+ \+ \d+\) = \d+ of \d+ connections .*", facts["plan"])
         links = re.findall(r'<a href="([^"]+)">', page)
         assert sorted(links) == sorted(facts["links"].values())
-        assert [ask(address, link)[0] for link in links] == [200] * 4
+        assert [ask(address, link)[0] for link in links] == [200] * 5

@@ -15,6 +15,7 @@ SABOTAGE: dict[str, Patches] = {
             "    os.register_at_fork(after_in_child=functools.partial(empty_pools, close=False))",
             "    pass",
         ),
+        ("pooling/hooks.py", "        empty_pools(close=True)", "        pass"),
     ),
     "the refusal of HUP": (
         (

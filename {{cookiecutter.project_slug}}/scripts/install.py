@@ -7,6 +7,10 @@ With --ports 1, PORT has to be free, with 2 the next one as well. This is checke
 
 from __future__ import annotations
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback, also while it is being loaded
+
 import argparse
 import errno
 import os
@@ -46,6 +50,7 @@ def main() -> int:
     parser.add_argument("requirements", type=Path, nargs="?")
     parser.add_argument("what", nargs="?")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         refuse_ports_in_use(options.ports)
         if options.requirements:
