@@ -11,15 +11,15 @@ from gunicorn import glogging
 
 from app.config import Environment, Settings
 from app.logs import config_for
-from pooling import SettingsError
+from pooling import PlanError, SettingsError
 from pooling.hooks import Hooks, shared_memory
 from pooling.reload import or_error
 
 try:
     _settings = Settings.load()
-except SettingsError as _error:
+    _plan = _settings.plan
+except (SettingsError, PlanError) as _error:
     sys.exit(str(_error))
-_plan = _settings.plan
 
 wsgi_app = "app:create_app(web=True)"
 proc_name = _settings.service_name

@@ -7,11 +7,11 @@ from flask import Flask
 
 from app import create_app
 from app.config import Settings
-from pooling import SettingsError, cli
+from pooling import PlanError, SettingsError, cli
 
 try:
     app = create_app()
-except SettingsError as error:
+except (SettingsError, PlanError) as error:
     # `flask pool plan` is arithmetic, and most useful before anything is configured.
     if sys.argv[1:3] != ["pool", "plan"]:
         hint = (

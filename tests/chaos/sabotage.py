@@ -76,6 +76,9 @@ SABOTAGE: dict[str, Patches] = {
     "the graceful stop": (
         ("gunicorn.conf.py", "\ngraceful_timeout = _settings.web_graceful_timeout", "\ngraceful_timeout = 0"),
     ),
+    "the queue that is emptied before the end": (
+        ("pooling/hooks.py", "            drain_on_term(server)", "            pass"),
+    ),
     "the next instance for who was refused": (
         ("deploy/nginx/app.conf.template", "proxy_next_upstream_timeout 5s;", "proxy_next_upstream off;"),
     ),

@@ -50,13 +50,9 @@ def progress(load: Load, requests: float) -> None:
 def rolling(project: Project, postgres: Postgres, requests: int, *, drained: bool) -> Result:
     """Two instances, one replaced after the other: stopped, and started again at the same address. `drained`: the name
     server leaves an instance out before it is stopped, as Kubernetes does with its preStop hook, and a write that takes
-    longer is still in flight then. Compose stops it at once."""
+    longer is still in flight then. Compose stops it at once, and SIGTERM has to see to it that nobody is lost."""
     how = "out of the name server two seconds before TERM" if drained else "TERM at once"
-    lost = (
-        "none failed, not even one in flight at TERM"
-        if drained
-        else "no read failed, of the writes those in flight at most"
-    )
+    lost = "none failed, not even one in flight at TERM" if drained else "none failed"
     result = Result(
         f"Deploy behind the proxy: one instance after the other, {how}",
         f"{requests} requests, 1 write to 4 reads, 24 clients, 20 ms query",
@@ -74,7 +70,7 @@ def rolling(project: Project, postgres: Postgres, requests: int, *, drained: boo
         for copy in copies:
             copy.ready()
         before = {pid for copy in copies for pid in copy.workers()}
-        plan, slots = copies[0].plan["peak"], copies[0].plan["workers"] * copies[0].plan["pool"]
+        plan = copies[0].plan["peak"]
         nginx = stack.enter_context(proxy(project, port, *ADDRESSES))
         sampler = stack.enter_context(Sampler(postgres, project.slug))
         in_flight: list[Future[Answer]] = []
@@ -101,8 +97,7 @@ def rolling(project: Project, postgres: Postgres, requests: int, *, drained: boo
                       "peak": peak, "plan": plan, "old workers left": len(old)}  # fmt: skip
     result.expect(set(finished) <= {"200"}, f"in flight at TERM: {dict(finished)}")
     result.expect(len(load.answers) >= requests, f"only {len(load.answers)} answers")
-    result.expect(bad["read"] == 0, f"{bad['read']} failed reads of {dict(load.kinds())}")
-    result.expect(bad["write"] <= (0 if drained else 2 * slots), f"{bad['write']} failed writes")
+    result.expect(not bad, f"failed: {dict(bad)} of {dict(load.kinds())}")
     result.expect(peak <= plan, f"peak {peak} > {plan}")
     result.expect(not old, f"{len(old)} old workers are left")
     return result
@@ -114,7 +109,12 @@ def test_rolling(drained: bool, baked: Project, postgres: Postgres, long: bool) 
 
 
 @pytest.mark.parametrize(
-    ("name", "drained"), [("the graceful stop", True), ("the next instance for who was refused", False)]
+    ("name", "drained"),
+    [
+        ("the graceful stop", True),
+        ("the next instance for who was refused", False),
+        ("the queue that is emptied before the end", False),
+    ],
 )
 @pytest.mark.long
 def test_sabotage(name: str, drained: bool, sabotaged: Callable[[str], Project], postgres: Postgres) -> None:

@@ -20,11 +20,12 @@ FACTS = sa.text("""
            coalesce(current_setting('reserved_connections', true)::int, 0) as role_reserved,
            (select rolconnlimit from pg_roles where rolname = current_user) as role_limit,
            (select datconnlimit from pg_database where datname = current_database()) as database_limit,
-           (select coalesce(json_object_agg(name, connections), '{}') from (
-                select coalesce(application_name, '') as name, count(*)::int as connections
+           (select coalesce(json_agg(json_build_array(name, may_be_ours, connections)), '[]') from (
+                select coalesce(application_name, '') as name, count(*)::int as connections,
+                       usename = current_user and (:with_binds or datname = current_database()) as may_be_ours
                 from pg_stat_activity
                 where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
-                group by application_name
+                group by 1, 3
             ) as connected) as connected
 """)
 # What the server, or a pooler, says when it has no connection left.
@@ -82,11 +83,14 @@ def ask(settings: Settings, url: URL) -> Server:
     """
     engine = sa.create_engine(url, **engine_options(settings, url))
     with engine.connect() as connection:
-        facts = dict(connection.execute(FACTS).mappings().one())
-    by_name = facts.pop("connected")
+        facts = dict(connection.execute(FACTS, {"with_binds": settings.db_binds > 0}).mappings().one())
+    connected = facts.pop("connected")
+    # By the role and the database as well: another environment on the same server has the same names.
+    by_name = {name: connections for name, may_be_ours, connections in connected if may_be_ours}
     kinds = {kind: application_name(settings, kind, url) for kind in (WEB, "cli", *settings.app_jobs)}
-    ours = {kind: by_name.pop(name, 0) for kind, name in kinds.items()}
-    return Server(**facts, connected=ours, connected_others=sum(by_name.values()))
+    ours = {kind: by_name.get(name, 0) for kind, name in kinds.items()}
+    others = sum(connections for _, _, connections in connected) - sum(ours.values())
+    return Server(**facts, connected=ours, connected_others=others)
 
 
 def driver_message(error: SQLAlchemyError) -> str:
@@ -144,7 +148,8 @@ def _more_than_planned(plan: Plan, server: Server, starting: int) -> list[str]:
     """More of ours is alive than the plan knows of."""
     planned = {WEB: (plan.connections_peak - starting, f"APP_INSTANCES={plan.instances}")}
     planned |= {
-        name: (job.total, f"{name}={job.copies}x{job.connections} in APP_JOBS") for name, job in plan.jobs.items()
+        name: (plan.connections_of(job), f"{name}={job.copies}x{job.connections} in APP_JOBS")
+        for name, job in plan.jobs.items()
     }
     return [
         f"{server.connected.get(kind, 0)} connections of kind {kind} are open, and the plan has {most}"

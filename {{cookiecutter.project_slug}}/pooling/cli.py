@@ -67,6 +67,13 @@ def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -
         click.echo(describe(fleet))
 
 
+def _plan_of(settings: Settings) -> sizing.Plan:
+    try:
+        return settings.plan
+    except sizing.PlanError as error:  # of this machine
+        raise click.ClickException(str(error)) from None
+
+
 def _jobs(text: str | None) -> Any:
     try:
         return None if text is None else TypeAdapter(Jobs).validate_python(text)
@@ -87,22 +94,24 @@ def describe(fleet: sizing.Plan) -> str:
     """The plan for a person: every number with the sum that it came from."""
     by_cpus = sizing.workers_for_cpus(fleet.cpus, fleet.worker_class)
     by_memory = sizing.workers_for_memory(fleet.memory_mib, fleet.worker_memory_mib)
+    held = sizing.counted(fleet.connections_per_instance, "connection")
     bounds = (
         f"{by_cpus} by cpus, {by_memory} by memory ({fleet.worker_memory_mib} MiB each), {sizing.MAX_WORKERS} by cap"
     )
     mean, slots = MEAN_SECONDS, fleet.slots
+    databases = f" x {1 + fleet.binds} databases" if fleet.binds else ""
     rows = [
         ("machine", f"{fleet.cpus:g} cpus, {fleet.memory_mib} MiB"),
         ("workers", f"{fleet.workers} {fleet.worker_class}: at most {bounds}"),
         ("threads", f"{fleet.threads} a worker: {fleet.workers} x {fleet.threads} = {slots} requests at once"),
         ("capacity", f"{slots / mean:.0f} requests a second if each takes {mean} seconds: {slots} / {mean}"),
         ("pool", f"{fleet.pool_size} + {fleet.max_overflow} overflow a worker"),
-        (
-            "one instance",
-            f"{fleet.workers} x {fleet.connections_per_worker} = {fleet.connections_per_instance} connections",
-        ),
+        ("one instance", f"{fleet.workers} x {fleet.connections_per_worker} = {held}"),
         ("all instances", fleet.sum),
-        *(("job", f"{name}: {job} = {job.total} connections") for name, job in fleet.jobs.items()),
+        *(
+            ("job", f"{name}: {job}{databases} = {sizing.counted(fleet.connections_of(job), 'connection')}")
+            for name, job in fleet.jobs.items()
+        ),
         *(("note", note) for note in fleet.notes),
     ]
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
@@ -120,14 +129,15 @@ def check(as_json: bool) -> None:
     settings, url = pooling.settings, pooling.db.engine.url
     if url.get_backend_name() != "postgresql":
         raise click.UsageError("the database is SQLite, which has no connection limit; there is nothing to check")
+    fleet = _plan_of(settings)
     try:
-        verdict = budget.judge(settings.plan, budget.ask(settings, url))
+        verdict = budget.judge(fleet, budget.ask(settings, url))
     except SQLAlchemyError as error:
         raise click.UsageError(f"the database cannot be asked: {budget.driver_message(error)}") from None
     if as_json:
         click.echo(json.dumps(asdict(verdict) | {"holds": verdict.holds}))
     else:
-        click.echo(describe_verdict(settings.plan, verdict))
+        click.echo(describe_verdict(fleet, verdict))
     if not verdict.holds:
         raise SystemExit(1)
 
@@ -143,7 +153,7 @@ def limit(apply: bool, admin_url: str | None) -> None:
     role = url.username
     if url.get_backend_name() != "postgresql" or not role:
         raise click.UsageError("DATABASE_URL has to name a role: postgresql://role@host/name")
-    statement = f"ALTER ROLE {sql.Identifier(role).as_string()} CONNECTION LIMIT {settings.plan.role_limit}"
+    statement = f"ALTER ROLE {sql.Identifier(role).as_string()} CONNECTION LIMIT {_plan_of(settings).role_limit}"
     click.echo(f"{statement};")
     if not apply:
         return

@@ -51,8 +51,7 @@ def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, pr
     for each in engines.values():
         engine.watch(each, settings, process)
         metrics.watch(each, process)
-    planned = engine.QueuePool.of(settings, process)
-    prober = health.Prober(engines[None], planned.size + planned.max_overflow)
+    prober = health.Prober(engines[None])
     # What the port of the probes serves: without the app's own hooks, since a guard for clients would turn probes away.
     alone = Flask("pooling", static_folder=None)
     known = Pooling(db=db, settings=settings, process=process, prober=prober, probe_app=alone)
@@ -87,8 +86,7 @@ def _not_counted(engines: Mapping[str | None, Engine], settings: Settings, proce
         remedy = f"set it to {{{options}}}" if key is None else f'set it to {{"url": url, {options}}}'
         pool = each.pool
         if isinstance(pool, sa.QueuePool):
-            # There is no public way to ask a pool for its overflow.
-            size, overflow = pool.size(), pool._max_overflow
+            size, overflow = pool.size(), metrics.most(pool) - pool.size()
             if size < 1 or overflow < 0 or size + overflow > most:
                 problems.append(
                     f"{where}: its pool may open {size} + {overflow} connections, and the plan counts {most}; {remedy}"

@@ -18,7 +18,7 @@ from flask import Blueprint, Response, current_app, jsonify
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import QueuePool
 
-from pooling import limit
+from pooling import limit, metrics
 
 ANSWER_WITHIN_SECONDS = 0.8
 # A full pool is proof enough of a living database while its connections keep coming back.
@@ -34,9 +34,8 @@ bp = Blueprint("pooling_health", __name__)
 class Prober:
     """Asks the database whether it answers, one question at a time, in a thread that may hang in place of ours."""
 
-    def __init__(self, engine: Engine, most: int) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.most = most  # what the pool may open
         self._lock = threading.Lock()
         self._running: Future[None] | None = None
         self._last_answer = float("-inf")
@@ -66,7 +65,8 @@ class Prober:
         return None
 
     def pool_is_full(self) -> bool:
-        return isinstance(self.engine.pool, QueuePool) and self.engine.pool.checkedout() >= self.most
+        pool = self.engine.pool
+        return isinstance(pool, QueuePool) and pool.checkedout() >= metrics.most(pool)
 
     def _server_is_there(self) -> bool:
         """Asked without becoming one of its connections, since the plan has none left for that."""

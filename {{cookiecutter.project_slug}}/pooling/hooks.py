@@ -5,6 +5,7 @@ gunicorn.conf.py makes one :class:`Hooks` and hands its methods to gunicorn, eac
 
 import atexit
 import contextlib
+import ctypes
 import errno
 import gc
 import itertools
@@ -14,9 +15,11 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from pooling.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS = 0.5
+DRAIN_SECONDS = 5  # WEB_GRACEFUL_TIMEOUT begins after it
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Linux's, made for this
 # The signals that would start more workers beside those that run, each with its pool.
 REFUSED = {
@@ -104,6 +108,8 @@ class Hooks:
         end_workers_that_only_start()
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
+        if not self.reload and "LISTEN_FDS" not in os.environ:  # systemd's sockets stay open for the next start
+            drain_on_term(server)
         if self.reload:  # a closed terminal ends what was started in it
             signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
         gc.collect()
@@ -184,7 +190,7 @@ class Hooks:
             wanted.append(((self.settings.web_host, self.settings.probe_port), "WEB_PROBE_PORT"))
         for (host, port), variable in wanted:
             try:
-                probes.listen(host, port).close()
+                probes.bind(host, port).close()  # if it listened, clients of a starting service could connect in vain
             except OSError as error:
                 place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 if error.errno == errno.EADDRINUSE:
@@ -234,6 +240,28 @@ def end_workers_that_only_start() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock_worker)
+
+
+def drain_on_term(server: Any) -> None:
+    """Call it in the master. Connections that wait in the kernel's queue are reset when gunicorn stops, and a proxy
+    sends no write again that an instance may have seen. So SIGTERM first stops the kernel from making new connections,
+    which a proxy then makes to another instance. It reaches gunicorn when the workers have emptied the queue."""
+    stop: Any = signal.getsignal(signal.SIGTERM)
+    so_attach_filter = 26  # Linux's number, which Python's socket module does not have
+
+    def drain(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, stop)  # a second one stops it at once
+        let_nothing_in = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # one instruction: return 0
+        program = struct.pack("HP", 1, ctypes.addressof(let_nothing_in))
+        for each in server.LISTENERS:
+            with contextlib.suppress(OSError):  # not on Linux
+                each.setsockopt(socket.SOL_SOCKET, so_attach_filter, program)
+        give_up = time.monotonic() + DRAIN_SECONDS
+        while _backlog(server.LISTENERS) > 0 and time.monotonic() < give_up:
+            time.sleep(0.01)
+        stop(number, frame)
+
+    signal.signal(signal.SIGTERM, drain)
 
 
 def finish_on_ctrl_c() -> None:

@@ -144,14 +144,18 @@ def show() -> Response:
     return Response(generate_latest(registry()), content_type=CONTENT_TYPE_LATEST)
 
 
+def most(pool: sa.QueuePool) -> int:
+    """The connections that a pool may open. There is no public way to ask it for its overflow."""
+    return pool.size() + pool._max_overflow
+
+
 class QueuePool(sa.QueuePool):
     """SQLAlchemy's own, which says how long its threads waited while all connections were in use. No event does."""
 
     __module__ = sa.QueuePool.__module__  # its logger has this name
 
     def connect(self) -> PoolProxiedConnection:
-        # There is no public way to ask a pool for its overflow.
-        waits, began = self.checkedout() >= self.size() + self._max_overflow, time.perf_counter()
+        waits, began = self.checkedout() >= most(self), time.perf_counter()
         try:
             return super().connect()
         except sa.exc.TimeoutError:

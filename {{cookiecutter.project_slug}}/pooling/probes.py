@@ -20,14 +20,27 @@ BACKLOG = 64
 CLIENT_SECONDS = 5
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """The socket that all workers accept on; made in the master, before they are forked.
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has this address, and does not listen yet.
 
     :raises OSError: the address cannot be had.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()  # as gunicorn's listener: `::` is IPv4, too
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6 and socket.has_dualstack_ipv6():  # as gunicorn's: `::` is IPv4, too
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket that all workers accept on; made in the master, before they are forked."""
+    listener = bind(host, port)
+    listener.listen(BACKLOG)
     listener.setblocking(False)  # all workers wake up for a probe, one gets it, and the others must not block
     return listener
 

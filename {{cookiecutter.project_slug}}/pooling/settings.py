@@ -243,6 +243,8 @@ class Settings(BaseSettings):
                 yield from urls.problems(url, name.upper(), connect=connect, wait=self.db_pool_timeout)
         try:
             self.plan  # noqa: B018  # it is made, and kept
+        except sizing.TooLittleMemoryError:
+            pass  # gunicorn.conf.py asks for the plan, and a job in a small container needs none
         except sizing.PlanError as error:
             yield str(error)
 

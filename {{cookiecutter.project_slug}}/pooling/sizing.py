@@ -10,8 +10,8 @@ The promise is one line:
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Postgres keeps these for superusers (superuser_reserved_connections): an ordinary role never gets them.
@@ -33,18 +33,30 @@ MIN_SLOTS = 2
 MASTER_MEMORY_MIB = 64
 MEMORY_SHARE = 0.8
 PGBOUNCER_POOL_SIZE = 20
+# The numbers that an owner may give, and that a smaller one of might fit.
+GIVEN = {
+    "workers": "WEB_CONCURRENCY",
+    "threads": "WEB_THREADS",
+    "pool_size": "DB_POOL_SIZE",
+    "max_overflow": "DB_MAX_OVERFLOW",
+}
+
+
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "worker"), counted(2, "worker")
+    ('1 worker', '2 workers')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A kind of process beside the web workers that keeps connections: `copies` of it, with `connections` each."""
+    """A kind of process beside the web workers that keeps connections: `copies` of it, with `connections` each, to each
+    database."""
 
     copies: int
     connections: int
-
-    @property
-    def total(self) -> int:
-        return self.copies * self.connections
 
     def __str__(self) -> str:
         return f"{self.copies} x {self.connections}"
@@ -71,6 +83,10 @@ class PlanError(ValueError):
         super().__init__(f"{problem}; what would help: {ways}" if ways else problem)
 
 
+class TooLittleMemoryError(PlanError):
+    """Too little for web workers. Other processes can do with it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
     """What a plan is made from. `workers`, `threads` and `pool_size` are taken as they are where given."""
@@ -89,6 +105,35 @@ class Numbers:
     pooler: str = "none"
     binds: int = 0  # Postgres databases of SQLALCHEMY_BINDS; every worker keeps a pool for each
     jobs: Mapping[str, Job] = field(default_factory=dict)  # other processes that keep connections, by name
+
+    def connections_for(self, threads: int) -> int:
+        """The connections of a worker with so many threads."""
+        return (1 + self.binds) * ((threads if self.pool_size is None else self.pool_size) + self.max_overflow)
+
+    def connections_of(self, job: Job) -> int:
+        """The most connections that all copies of a job can hold open: each has a pool for each database."""
+        return (1 + self.binds) * job.copies * job.connections
+
+    @property
+    def connections_jobs(self) -> int:
+        """The most connections that all jobs together can hold open."""
+        return sum(map(self.connections_of, self.jobs.values()))
+
+    @property
+    def connections_usable(self) -> int:
+        """The connections of the server that are left for the web workers."""
+        return self.connections_for_us - self.connections_jobs
+
+    @property
+    def connections_for_us(self) -> int:
+        """The connections of the server that an ordinary role gets, less those that are reserved."""
+        return self.max_connections - SUPERUSER_RESERVED - self.reserved
+
+    @property
+    def left_over(self) -> str:
+        """How the usable connections are reckoned, in words."""
+        for_jobs = f" - {self.connections_jobs} for jobs" if self.connections_jobs else ""
+        return f"{self.max_connections} - {SUPERUSER_RESERVED} for superusers - {self.reserved} reserved{for_jobs}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +169,6 @@ class Plan(Numbers):
         return self.instances * self.connections_per_instance
 
     @property
-    def connections_jobs(self) -> int:
-        """The most connections that all jobs together can hold open."""
-        return _total(self.jobs)
-
-    @property
-    def connections_usable(self) -> int:
-        """The connections of the server that are left for the web workers."""
-        return usable_connections(self.max_connections, self.reserved, self.connections_jobs)
-
-    @property
     def role_limit(self) -> int:
         """The server's own limit for the service's role: what the plan counts, and half of what is reserved for its
         migrations, checks, cron jobs and shells. The other half stays free of it, for psql, monitoring and others."""
@@ -142,8 +177,9 @@ class Plan(Numbers):
 
     @property
     def pooler_sizes(self) -> dict[str, int]:
-        """PgBouncer's settings. Its own default of 20 connections for a pool is held to what is usable."""
-        most = usable_connections(self.max_connections, self.reserved)  # jobs come through it as well
+        """PgBouncer's settings. The last two count for each database, and its own default of 20 connections for a pool
+        is held to what is usable."""
+        most = max(1, self.connections_for_us // (1 + self.binds))  # jobs come through it as well
         return {
             "max_client_conn": self.pooler_clients,
             "max_db_connections": most,
@@ -152,15 +188,17 @@ class Plan(Numbers):
 
     @property
     def pooler_clients(self) -> int:
-        """PgBouncer's max_client_conn: the peak and a fifth more, for deploys and reconnects."""
-        return math.ceil((self.connections_peak + self.connections_jobs) * 1.2)
+        """PgBouncer's max_client_conn: the peak, and more for migrations, shells and deploys: a fifth, or what is
+        reserved if that is more."""
+        planned = self.connections_peak + self.connections_jobs
+        return planned + max(math.ceil(planned / 5), self.reserved)
 
     @property
     def sum(self) -> str:
         """The promise in words."""
         return (
-            f"{self.factors} = {self.connections_peak} of {self.connections_usable} connections"
-            f" ({_left_over(self.max_connections, self.reserved, self.connections_jobs)})"
+            f"{self.factors} = {self.connections_peak} of {counted(self.connections_usable, 'connection')}"
+            f" ({self.left_over})"
         )
 
     @property
@@ -168,23 +206,9 @@ class Plan(Numbers):
         """What is multiplied for the peak."""
         databases = f" x {1 + self.binds} databases" if self.binds else ""
         return (
-            f"{self.instances} instances x {self.workers} workers x ({self.pool_size} + {self.max_overflow}){databases}"
+            f"{counted(self.instances, 'instance')} x {counted(self.workers, 'worker')}"
+            f" x ({self.pool_size} + {self.max_overflow}){databases}"
         )
-
-
-def usable_connections(max_connections: int, reserved: int, jobs: int = 0) -> int:
-    """The connections that an ordinary role may fill with web workers."""
-    return max_connections - SUPERUSER_RESERVED - reserved - jobs
-
-
-def _total(jobs: Mapping[str, Job]) -> int:
-    return sum(job.total for job in jobs.values())
-
-
-def _left_over(max_connections: int, reserved: int, jobs: int) -> str:
-    """How the usable connections are reckoned, in words."""
-    for_jobs = f" - {jobs} for jobs" if jobs else ""
-    return f"{max_connections} - {SUPERUSER_RESERVED} for superusers - {reserved} reserved{for_jobs}"
 
 
 def workers_for_cpus(cpus: float, worker_class: str) -> int:
@@ -220,14 +244,7 @@ def plan(**numbers: Any) -> Plan:
     """
     given = Numbers(**numbers)
     workers, threads, pool_size, max_overflow = given.workers, given.threads, given.pool_size, given.max_overflow
-    memory_mib, worker_memory_mib, worker_class = given.memory_mib, given.worker_memory_mib, given.worker_class
-    cpus, instances = given.cpus, given.instances
-    usable = usable_connections(given.max_connections, given.reserved, _total(given.jobs))
-    by_memory = workers_for_memory(memory_mib, worker_memory_mib)
-    most_workers = min(workers_for_cpus(cpus, worker_class), by_memory, MAX_WORKERS)
-    most_threads = 1 if worker_class == "sync" else GTHREAD_THREADS
-
-    if worker_class == "sync" and threads not in (None, 1):
+    if given.worker_class == "sync" and threads not in (None, 1):
         raise PlanError(f"WEB_THREADS={threads}: a sync worker has one thread", [Remedy("WEB_THREADS", 1)])
     if pool_size is not None and threads is not None and pool_size + max_overflow < threads:
         raise PlanError(
@@ -235,57 +252,60 @@ def plan(**numbers: Any) -> Plan:
             " a thread would wait for a connection that its own process cannot open",
             [Remedy("DB_POOL_SIZE", threads - max_overflow), Remedy("WEB_THREADS", pool_size + max_overflow)],
         )
-    if pool_size is not None:
-        most_threads = min(most_threads, pool_size + max_overflow)
-    if workers is None and (most_workers < 1 or most_workers * (threads or most_threads) < MIN_SLOTS):
-        raise _out_of_memory(memory_mib, worker_memory_mib, MIN_SLOTS if (threads or most_threads) == 1 else 1)
-
-    worker_choices = range(1, most_workers + 1) if workers is None else (workers,)
-    thread_choices = range(1, most_threads + 1) if threads is None else (threads,)
-
-    def per_worker(threads: int) -> int:
-        return (1 + given.binds) * ((threads if pool_size is None else pool_size) + max_overflow)
-
-    def candidates(limit: float) -> Iterator[tuple[int, int]]:
-        return (
-            (w, t)
-            for w in worker_choices
-            for t in thread_choices
-            if w * t >= MIN_SLOTS and instances * w * per_worker(t) <= limit
+    choices = _choices(given)
+    if not choices:
+        raise _too_small(given)
+    if given.pooler != "none" and given.connections_usable < 1:
+        enough = given.max_connections - given.connections_usable + PGBOUNCER_POOL_SIZE
+        raise PlanError(
+            f"no connection is left for {given.pooler}: {given.left_over}", [Remedy("DB_MAX_CONNECTIONS", enough)]
         )
+    fitting = choices if given.pooler != "none" else _fitting(given)
+    if not fitting:
+        raise _out_of_connections(given)
 
     def preference(choice: tuple[int, int]) -> tuple[int, int, int]:
         w, t = choice
-        return w * t, min(w, math.ceil(cpus)), w
+        return w * t, min(w, math.ceil(given.cpus)), w
 
-    unbounded = list(candidates(math.inf))
-    if not unbounded:
-        one = Remedy("WEB_CONCURRENCY", MIN_SLOTS)
-        two = [] if worker_class == "sync" else [Remedy("WEB_THREADS", MIN_SLOTS)]
-        fits = pool_size is None or pool_size + max_overflow >= MIN_SLOTS
-        set_to = {"WEB_CONCURRENCY": workers, "WEB_THREADS": threads, "DB_POOL_SIZE": pool_size}
-        given_as = ", ".join(f"{name}={value}" for name, value in set_to.items() if value is not None)
-        problem = f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once"
-        raise PlanError(problem, [one, *(two if fits else [])])
-    if given.pooler != "none" and usable < 1:
-        left = _left_over(given.max_connections, given.reserved, _total(given.jobs))
-        enough = given.max_connections - usable + PGBOUNCER_POOL_SIZE
-        raise PlanError(f"no connection is left for {given.pooler}: {left}", [Remedy("DB_MAX_CONNECTIONS", enough)])
-    fitting = unbounded if given.pooler != "none" else list(candidates(usable))
-    if not fitting:
-        raise _out_of_connections(min(w * per_worker(t) for w, t in unbounded), given)
-
-    wanted = max(unbounded, key=preference)
+    wanted = max(choices, key=preference)
     chosen = max(fitting, key=preference)
     sizes = {"workers": chosen[0], "threads": chosen[1], "pool_size": chosen[1] if pool_size is None else pool_size}
-    result = Plan(**(vars(given) | sizes))
-    return _with_notes(result, wanted, by_memory, workers)
+    return _with_notes(Plan(**(vars(given) | sizes)), wanted, workers)
 
 
-def _with_notes(result: Plan, wanted: tuple[int, int], by_memory: int, asked_workers: int | None) -> Plan:
+def _choices(given: Numbers) -> list[tuple[int, int]]:
+    """Workers and threads that this machine has the size for, and that serve at least two requests at once."""
+    by_memory = workers_for_memory(given.memory_mib, given.worker_memory_mib)
+    most_workers = min(workers_for_cpus(given.cpus, given.worker_class), by_memory, MAX_WORKERS)
+    return [
+        (w, t)
+        for w in (range(1, most_workers + 1) if given.workers is None else (given.workers,))
+        for t in (range(1, _most_threads(given) + 1) if given.threads is None else (given.threads,))
+        if w * t >= MIN_SLOTS
+    ]
+
+
+def _most_threads(given: Numbers) -> int:
+    most = 1 if given.worker_class == "sync" else GTHREAD_THREADS
+    return most if given.pool_size is None else min(most, given.pool_size + given.max_overflow)
+
+
+def _fitting(given: Numbers) -> list[tuple[int, int]]:
+    """Those that the database has the connections for, and each thread one."""
+    return [
+        (w, t)
+        for w, t in _choices(given)
+        if given.instances * w * given.connections_for(t) <= given.connections_usable
+        if given.pool_size is None or t <= given.pool_size + given.max_overflow
+    ]
+
+
+def _with_notes(result: Plan, wanted: tuple[int, int], asked_workers: int | None) -> Plan:
     """Say what bent the plan, for the person who wonders why it is not larger."""
     notes = []
     by_cpus = workers_for_cpus(result.cpus, result.worker_class)
+    by_memory = workers_for_memory(result.memory_mib, result.worker_memory_mib)
     if wanted != (result.workers, result.threads):
         notes.append(
             f"shrunk by the database from {wanted[0]} x {wanted[1]}: more connections, fewer instances or a pooler"
@@ -307,40 +327,58 @@ def _with_notes(result: Plan, wanted: tuple[int, int], by_memory: int, asked_wor
     return Plan(**{**vars(result), "notes": tuple(notes)})
 
 
-def _out_of_connections(least: int, given: Numbers) -> PlanError:
-    """Not even the smallest instance fits, which has two slots, and `least` connections for them."""
-    max_connections, reserved, jobs, instances = given.max_connections, given.reserved, given.jobs, given.instances
-    jobs_total = _total(jobs)
-    usable = usable_connections(max_connections, reserved, jobs_total)
-    without_jobs = usable_connections(max_connections, reserved)
-    remedies = [Remedy("DB_MAX_CONNECTIONS", instances * least + SUPERUSER_RESERVED + reserved + jobs_total)]
+def _out_of_connections(given: Numbers) -> PlanError:
+    """Not even the smallest instance fits."""
+    instances, usable = given.instances, given.connections_usable
+    least, slots = min((w * given.connections_for(t), w * t) for w, t in _choices(given))
+    remedies = [Remedy("DB_MAX_CONNECTIONS", instances * least + given.max_connections - usable)]
     if usable >= least:
         remedies.append(Remedy("APP_INSTANCES", usable // least))
+    for name, variable in GIVEN.items():
+        smaller = range((getattr(given, name) or 0) - 1, 0 if name != "max_overflow" else -1, -1)
+        one_changed: list[dict[str, Any]] = [{name: value} for value in smaller]
+        fits = next((changed[name] for changed in one_changed if _fitting(replace(given, **changed))), None)
+        remedies += [] if fits is None else [Remedy(variable, fits)]
     if usable >= 1:
         remedies.append(Remedy("DB_POOLER", "pgbouncer"))
-    if usable < least and without_jobs >= least and jobs:
-        listed = ", ".join(f"{name} {job}" for name, job in jobs.items())
+    if usable < least <= given.connections_for_us and given.jobs:
+        listed = ", ".join(f"{name} {job}" for name, job in given.jobs.items())
         return PlanError(
-            f"the jobs alone hold {jobs_total} of {without_jobs} usable connections ({listed}):"
-            f" {_left_over(max_connections, reserved, jobs_total)} = {usable}",
+            f"the jobs alone hold {given.connections_jobs} of {given.connections_for_us} usable connections ({listed}):"
+            f" {given.left_over} = {usable}",
             remedies,
         )
     return PlanError(
-        f"{instances} instances x {least} connections for {MIN_SLOTS} slots each = {instances * least}"
-        f" > {usable} usable ({_left_over(max_connections, reserved, jobs_total)})",
+        f"{counted(instances, 'instance')} x {least} connections for {slots} slots each = {instances * least}"
+        f" > {usable} usable ({given.left_over})",
         remedies,
     )
 
 
-def _out_of_memory(memory_mib: int, worker_memory_mib: int, least: int) -> PlanError:
+def _too_small(given: Numbers) -> PlanError:
+    """What was asked for serves one request at a time, or the memory holds too few workers."""
+    threads = given.threads or _most_threads(given)
+    by_memory = workers_for_memory(given.memory_mib, given.worker_memory_mib)
+    if given.workers is None and by_memory * threads < MIN_SLOTS:
+        return _out_of_memory(given, MIN_SLOTS if threads == 1 else 1)
+    one = Remedy("WEB_CONCURRENCY", MIN_SLOTS)
+    two = [] if given.worker_class == "sync" else [Remedy("WEB_THREADS", MIN_SLOTS)]
+    enough = given.pool_size is None or given.pool_size + given.max_overflow >= MIN_SLOTS
+    asked = {variable: getattr(given, name) for name, variable in GIVEN.items() if name != "max_overflow"}
+    given_as = ", ".join(f"{variable}={value}" for variable, value in asked.items() if value is not None)
+    problem = f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once"
+    return PlanError(problem, [one, *(two if enough else [])])
+
+
+def _out_of_memory(given: Numbers, least: int) -> TooLittleMemoryError:
     """Not even the least workers fit into the memory."""
-    needed = math.ceil((least * worker_memory_mib + MASTER_MEMORY_MIB) / MEMORY_SHARE)
+    needed = math.ceil((least * given.worker_memory_mib + MASTER_MEMORY_MIB) / MEMORY_SHARE)
     remedies = [Remedy("memory_mib", needed)]
-    smaller = math.floor((memory_mib * MEMORY_SHARE - MASTER_MEMORY_MIB) / least)
+    smaller = math.floor((given.memory_mib * MEMORY_SHARE - MASTER_MEMORY_MIB) / least)
     if smaller >= 1:
         remedies.append(Remedy("WEB_WORKER_MEMORY_MIB", smaller))
-    return PlanError(
-        f"{memory_mib} MiB x {MEMORY_SHARE} - {MASTER_MEMORY_MIB} for the master holds fewer than"
-        f" {least} workers of {worker_memory_mib} MiB",
+    return TooLittleMemoryError(
+        f"{given.memory_mib} MiB x {MEMORY_SHARE} - {MASTER_MEMORY_MIB} for the master holds fewer than"
+        f" {counted(least, 'worker')} of {given.worker_memory_mib} MiB",
         remedies,
     )

@@ -90,19 +90,27 @@ def test_behind_a_pooler_the_servers_limits_are_the_poolers() -> None:
 @pytest.mark.postgres
 @pytest.mark.direct
 def test_the_live_server_is_asked(make_plain: Callable[..., Flask], postgres_url: str) -> None:
-    """An ordinary role may read all that is needed, and sees who else is connected, by kind."""
+    """An ordinary role may read all that is needed, and sees who else is connected, by kind. Another environment on
+    the same server has the same names: it has another role or another database."""
     web, job = make_plain(), make_plain(job="worker", APP_JOBS="worker=1x2")
     url = make_url(postgres_url).set(drivername="postgresql+psycopg")
     settings = job.extensions["pooling"].settings
+    elsewhere = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+    another = [
+        psycopg.connect(elsewhere, application_name=NAME),
+        psycopg.connect(elsewhere, user="postgres", application_name=NAME),
+    ]
     with superuser(postgres_url) as admin, engine_of(web).connect(), engine_of(job).connect():
         admin.execute("alter role app connection limit 50")
         try:
             asked = budget.ask(settings, url)
         finally:
             admin.execute("alter role app connection limit -1")
+            for connection in another:
+                connection.close()
     assert (asked.max_connections, asked.superuser_reserved, asked.role_limit) == (100, 3, 50)
     assert (asked.connected["web"], asked.connected["worker"]) == (1, 1)
-    assert asked.connected_others >= 1
+    assert asked.connected_others >= len(another)
 
 
 @pytest.mark.postgres

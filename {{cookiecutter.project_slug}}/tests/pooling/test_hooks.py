@@ -21,7 +21,7 @@ from app import defaults
 from pooling import hooks
 from pooling.settings import Settings
 from tests.pooling.conftest import load, start
-from tests.serving import ROOT, TOOLS, call, command, environment, free_port, serving, wait_until
+from tests.serving import ROOT, SECONDS, TOOLS, call, command, environment, free_port, serving, wait_until
 
 once = pytest.mark.sqlite  # no database in it
 
@@ -186,6 +186,33 @@ def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) 
     assert text.count("which the plan does not count. Restart the service instead.") == 3
     assert all(line.startswith("{") for line in text.splitlines())
     assert left_behind() <= before
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+def test_who_waits_at_the_end_is_served(environ: dict[str, str], tmp_path: Path) -> None:
+    """Two clients hold both threads with half a request, four more wait in the kernel's queue. When it is told to stop,
+    it takes no further connection, and answers all six."""
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(tmp_path / "log", WEB_CONCURRENCY=1, WEB_THREADS=2) as server, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        clients = [stack.enter_context(socket.create_connection(address, SECONDS)) for _ in range(6)]
+        for number, client in enumerate(clients):
+            client.sendall(request[: -1 if number < 2 else None])
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not connects(address))
+        for number, client in enumerate(clients):
+            client.sendall(request[-1:] if number < 2 else b"")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+            client.close()
+        assert server.process.wait(SECONDS) == 0
+
+
+def connects(address: tuple[str, int]) -> bool:
+    """A connection that is made ends at once."""
+    with contextlib.suppress(OSError), socket.create_connection(address, 0.2):
+        return True
+    return False
 
 
 FORK_AND_TELL = """

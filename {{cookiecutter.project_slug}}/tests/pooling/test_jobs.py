@@ -14,8 +14,8 @@ from flask import Flask
 from psycopg import sql
 
 from app import create_app
-from pooling import SettingsError, budget, plan
-from tests.pooling.conftest import engine_of, superuser
+from pooling import SettingsError, budget, machine, plan
+from tests.pooling.conftest import engine_of, load, superuser
 from tests.pooling.plain import NAME
 
 JOBS = "worker=2x4,beat=1x1"
@@ -103,7 +103,7 @@ def test_the_plan_has_a_row_for_each_kind(make_plain: Callable[..., Flask]) -> N
     runner = make_plain().test_cli_runner()
     text = runner.invoke(args=["pool", "plan"], env={"APP_JOBS": JOBS}).output
     assert "worker: 2 x 4 = 8 connections" in text
-    assert "beat: 1 x 1 = 1 connections" in text
+    assert "beat: 1 x 1 = 1 connection\n" in text
     assert "of 78 connections (100 - 3 for superusers - 10 reserved - 9 for jobs)" in text
     shown = json.loads(runner.invoke(args=["pool", "plan", "--json", "--jobs", "cron=3x2"]).output)
     assert shown["jobs"] == {"cron": {"copies": 3, "connections": 2}}
@@ -114,7 +114,31 @@ def test_pgbouncers_sizes(make_plain: Callable[..., Flask]) -> None:
     """All clients of the service may connect to it, jobs too; it may connect to the server as often as is usable."""
     environ = {"APP_JOBS": JOBS} | {name: str(value) for name, value in SMALL.items()}
     result = make_plain().test_cli_runner().invoke(args=["pool", "plan", "--for-pgbouncer"], env=environ)
-    assert result.output == "max_client_conn = 16\nmax_db_connections = 87\ndefault_pool_size = 20\n"
+    assert result.output == "max_client_conn = 23\nmax_db_connections = 87\ndefault_pool_size = 20\n"
+    with_binds = replace(plan(cpus=2, memory_mib=4096, max_connections=100, instances=2), binds=5)
+    assert with_binds.pooler_sizes["max_db_connections"] == 14  # of each of six databases
+    assert with_binds.pooler_sizes["default_pool_size"] == 14
+
+
+def test_a_job_has_a_pool_for_each_database(make_plain: Callable[..., Flask]) -> None:
+    """Each has the job's share, and the plan counts them all."""
+    environ = {"APP_JOBS": "worker=2x4", "DB_BINDS": "1"}
+    text = make_plain().test_cli_runner().invoke(args=["pool", "plan"], env=environ).output
+    assert "worker: 2 x 4 x 2 databases = 16 connections" in text
+    assert "- 16 for jobs)" in text
+
+
+def test_little_memory_is_enough_for_what_serves_no_requests(
+    make_plain: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job or a migration in a small container. The web service does not start there, and says so in one line."""
+    monkeypatch.setattr(machine, "memory_mib", lambda: 128)
+    for more in ({"web": False}, {"job": "worker", "APP_JOBS": "worker=1x1"}):
+        app = make_plain(**more)
+    told = app.test_cli_runner().invoke(args=["pool", "plan"])
+    assert (told.exit_code, told.output.count("\n")) == (1, 1)
+    with pytest.raises(SystemExit, match=r"^128 MiB x 0.8 - 64 for the master holds fewer than 1 worker of 150 MiB"):
+        load(monkeypatch)
 
 
 # --- the server ------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ def test_the_examples_in_the_docstrings_are_true() -> None:
         # Each database of SQLALCHEMY_BINDS has a pool beside the first one's.
         (2, 4096, 100, 2, {"binds": 1}, (3, 4, 4, 48, 87)),
         (2, 4096, 100, 4, {"binds": 2}, (3, 2, 2, 72, 87)),
+        (2, 4096, 100, 2, {"binds": 1, "jobs": {"worker": Job(1, 4)}}, (3, 4, 4, 48, 79)),
         # What was asked for is taken as it is, and the rest is chosen around it.
         (2, 4096, 100, 2, {"workers": 5}, (5, 4, 4, 40, 87)),
         (2, 4096, 100, 2, {"workers": 20}, (20, 2, 2, 80, 87)),
@@ -77,6 +78,12 @@ def test_worked_examples(  # noqa: PLR0917
         ({"pool_size": 3, "threads": 4}, "DB_POOL_SIZE=3"),
         ({"pool_size": 50}, "100 > 87"),
         ({"max_overflow": 90}, "> 87"),
+        # What was asked for itself is named, with the largest number that fits.
+        ({"workers": 50, "threads": 1}, "50 connections for 50 slots each = 100 > 87 usable (100 - 3 for superusers"),
+        ({"workers": 50, "threads": 1}, "or WEB_CONCURRENCY=43 or"),
+        ({"workers": 1, "threads": 50}, "or WEB_THREADS=43 or"),
+        ({"pool_size": 50}, "or DB_POOL_SIZE=43 or"),
+        ({"max_overflow": 90}, "or DB_MAX_OVERFLOW=41 or"),
         ({"memory_mib": 300, "threads": 1}, "300 MiB"),
         ({"jobs": {"worker": Job(20, 5)}}, "the jobs alone hold 100 of 87 usable connections (worker 20 x 5)"),
         ({"jobs": {"worker": Job(4, 8)}, "instances": 30}, "60 > 55"),
