@@ -175,7 +175,10 @@ def test_kustomization_holds_together(project: Path):
     text = "\n".join((project / "deploy" / "kubernetes" / name).read_text() for name in found)
     assert set(re.findall(r"configMapRef: \{name: (\w+)\}", text)) == {kustomization["configMapGenerator"][0]["name"]}
     assert set(re.findall(r"image: (\w+)", text)) == {kustomization["images"][0]["name"]}
-    labels = found["deployment.yaml"]["spec"]["template"]["metadata"]["labels"]
+    pod = found["deployment.yaml"]["spec"]["template"]
+    assert pod["spec"]["containers"][0]["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["spec"]["containers"][0]["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108
+    labels = pod["metadata"]["labels"]
     assert found["service.yaml"]["spec"]["selector"] == labels
     assert found["pdb.yaml"]["spec"]["selector"]["matchLabels"] == labels
     assert found["deployment.yaml"]["spec"]["selector"]["matchLabels"] == labels
@@ -201,11 +204,41 @@ def test_replicas_follow_the_answer(bake: Bake, instances: int, pods: tuple[int,
             "hpa.yaml",
             "maxReplicas: 1",
             "maxReplicas: 5",
-            "maxSurge 1 + 1 still ending = 7 pods at once, and APP",
+            "5 pods + maxSurge 1 + 1 still ending = 7 at once, and APP_INSTANCES=2",
+        ),
+        (
+            "kustomization.yaml",
+            "APP_INSTANCES=2",
+            "APP_INSTANCES=2\n      - WEB_CONCURRENCY=50",
+            "WEB_CONCURRENCY=43",
+        ),
+        ("kustomization.yaml", "APP_INSTANCES=2", "APP_INSTANCES=2\n      - WEB_THREADS=50", "or WEB_THREADS=43"),
+        ("kustomization.yaml", "APP_INSTANCES=2", "APP_INSTANCES=2\n      - DB_POOL_SIZE=50", "or DB_POOL_SIZE=43"),
+        ("kustomization.yaml", "APP_INSTANCES=2", "APP_INSTANCES=2\n      - DB_BINDS=40", "= 164 > 87 usable"),
+        (
+            "kustomization.yaml",
+            "APP_INSTANCES=2",
+            "APP_INSTANCES=2\n      - DB_RESERVED_CONNECTIONS=96",
+            "- 96 reserved",
+        ),
+        ("kustomization.yaml", "APP_INSTANCES=2", "APP_INSTANCES=2\n      - WEB_GRACEFUL_TIMEOUT=90", "45 > (5 + 90)"),
+        ("deployment.yaml", "spec: # without", "spec:\n  replicas: 5 # without", "replicas: 5 would undo"),
+        (
+            "deployment.yaml",
+            "image: app\n",
+            "image: app\n          env: [{name: APP_INSTANCES, value: '1'}]\n",
+            "and APP_INSTANCES=1 in",
+        ),
+        ("deployment.yaml", "minReadySeconds: 45", "minReadySeconds: 30", "30 >= 45"),
+        (
+            "pdb.yaml",
+            "apiVersion",
+            "{kind: Deployment, metadata: {name: worker}, spec: {replicas: 30}}\n---\napiVersion",
+            "the Deployment worker is not in APP_JOBS",
         ),
         ("kustomization.yaml", "APP_JOBS=", "APP_JOBS=worker=20x5", "the jobs alone hold 100 of 87"),
         ("kustomization.yaml", "DB_MAX_CONNECTIONS=100", "DB_MAX_CONNECTIONS=14", "2 instances x 2 connections"),
-        ("deployment.yaml", "minReadySeconds: 45", "minReadySeconds: 5", "assert 5 >= 45"),
+        ("deployment.yaml", "minReadySeconds: 45", "minReadySeconds: 5", "5 >= 45"),
         ("migrate.yaml", 'limits: {cpu: "1"', 'limits: {cpu: "4"', "'cpu': '4'"),
     ],
 )
@@ -221,6 +254,59 @@ def test_the_projects_own_test_says_which_number(
     result = subprocess.run(command, cwd=copy, env=CLEAN, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert said in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('cpu: "1"', "cpu: 1"),
+        ("512Mi", "0512Mi"),
+        ("maxSurge: 1", "maxSurge: 25%"),
+        ("rollingUpdate: {maxSurge: 1, maxUnavailable: 0}", "rollingUpdate: {}"),
+        ("      - APP_JOBS=\n", ""),
+        ("APP_INSTANCES=2", "APP_INSTANCES=100\n      - DB_POOLER=pgbouncer"),
+    ],
+)
+def test_the_projects_own_test_reads_what_kubernetes_reads(installed: Path, tmp_path: Path, old: str, new: str):
+    """Other ways to write what fits."""
+    copy = shutil.copytree(installed, tmp_path / "copy", ignore=shutil.ignore_patterns(".venv", "instance"))
+    files = [path for path in (copy / "deploy" / "kubernetes").iterdir() if old in path.read_text()]
+    assert files
+    for path in files:
+        path.write_text(path.read_text().replace(old, new))
+    command = [installed / ".venv" / "bin" / "python", "-m", "pytest", "-q", "tests/test_deploy.py"]
+    result = subprocess.run(command, cwd=copy, env=CLEAN, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+# --- compose ---------------------------------------------------------------------------------------------------------
+
+DOCKER = """#!/bin/sh
+# In the place of the engine: an instance is a file.
+cd "$INSTANCES" || exit 1
+case "$*" in
+    "compose ps -q app") ls ;;
+    "stop "*) echo "stopped $2" >> ../told ;;
+    "rm "*) rm "$2" && echo "left $(ls | wc -l)" >> ../told ;;
+    "compose up --no-deps --no-recreate --wait app") echo > "new-$(ls | wc -l)" && echo started >> ../told ;;
+    *) exit 1 ;;
+esac
+"""
+
+
+def test_one_instance_after_the_other(project: Path, tmp_path: Path):
+    """The loop of the page, with a script in the place of the engine, which cannot be here: there is always one."""
+    (loop,) = (command for command, _ in commands(project) if command.startswith("for old in"))
+    (tmp_path / "instances").mkdir()
+    for name in ("old-1", "old-2"):
+        (tmp_path / "instances" / name).touch()
+    (tmp_path / "docker").write_text(DOCKER)
+    (tmp_path / "docker").chmod(0o755)
+    environ = CLEAN | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "INSTANCES": str(tmp_path / "instances")}
+    subprocess.run(["sh", "-ec", loop], env=environ, check=True, timeout=20)
+    told = ["stopped old-1", "left 1", "started", "stopped old-2", "left 1", "started"]
+    assert (tmp_path / "told").read_text().splitlines() == told
+    assert sorted(path.name[:3] for path in (tmp_path / "instances").iterdir()) == ["new"]
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
@@ -405,6 +491,7 @@ def test_procfile(installed: Path, database: str):
     """As a platform runs it: each line by a shell, and the port from PORT. WEB_HOST lets the platform's router in."""
     lines = dict(line.split(": ", 1) for line in (installed / "Procfile").read_text().splitlines())
     assert lines.keys() == {"release", "web"}
+    assert "\n-r requirements/prod.txt\n" in (installed / "requirements.txt").read_text()
     assert "WEB_HOST=0.0.0.0" in lines["web"]
     environ = {
         "PATH": f"{installed}/.venv/bin:{os.environ['PATH']}", "DATABASE_URL": database, "SECRET_KEY": SECRET
@@ -420,12 +507,16 @@ def test_procfile(installed: Path, database: str):
 
 
 @pytest.fixture
-def programs(installed: Path, tmp_path: Path) -> Path:
-    """A folder with the files that docs/jobs.md shows."""
+def programs(installed: Path, tmp_path: Path) -> Iterator[Path]:
+    """A folder for logs. For as long as a test lasts, the app has the files that docs/jobs.md shows."""
     text = (installed / "docs" / "jobs.md").read_text()
-    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL):
-        (tmp_path / name).write_text(code)
-    return tmp_path
+    shown = dict(re.findall(r"```python\n# (app/\w+\.py)\n(.*?)```", text, re.DOTALL))
+    assert len(shown) == 3
+    for name, code in shown.items():
+        (installed / name).write_text(code)
+    yield tmp_path
+    for name in shown:
+        (installed / name).unlink()
 
 
 @pytest.fixture
@@ -461,7 +552,7 @@ class Peak:
 
 
 CELERY = """
-import celery_worker
+from app import celery_worker
 print(len({result.get(timeout=60) for result in [celery_worker.server_process.delay() for _ in range(60)]}))
 """
 
@@ -475,7 +566,7 @@ def test_celery(
 ):
     """Four children with a connection each, or one process with four: never more than the plan has."""
     environ = environment(database, APP_JOBS=jobs, REDIS_URL=redis, PYTHONPATH=f"{installed}{os.pathsep}{programs}")
-    command = [queues / "celery", "--app", "celery_worker", "worker", *options]
+    command = [queues / "celery", "--app", "app.celery_worker", "worker", *options]
     with Peak(database) as peak, running(command, programs, environ, programs / "celery.log"):
         result = subprocess.run(
             [queues / "python", "-c", CELERY], cwd=programs, env=environ, capture_output=True, text=True, timeout=90
@@ -491,7 +582,7 @@ from redis import Redis
 from rq import Queue
 queue = Queue(connection=Redis.from_url(os.environ["REDIS_URL"]))
 for _ in range(6):
-    queue.enqueue("rq_jobs.server_process")
+    queue.enqueue("app.rq_jobs.server_process")
 """
 
 
@@ -519,7 +610,7 @@ def test_procrastinate(installed: Path, database: str, queues: Path, programs: P
     environ = environment(
         database, APP_JOBS="worker=1x4,queue=1x3", PYTHONPATH=f"{installed}{os.pathsep}{programs}"
     )  # fmt: skip
-    program = [queues / "procrastinate", "--app", "procrastinate_worker.queue"]
+    program = [queues / "procrastinate", "--app", "app.procrastinate_worker.queue"]
     for words in (["schema", "--apply"], *(["defer", "server_process", "{}"] for _ in range(12))):
         said = subprocess.run(
             [*program, *words], cwd=programs, env=environ, timeout=60, capture_output=True, check=False
@@ -534,7 +625,7 @@ def test_procrastinate(installed: Path, database: str, queues: Path, programs: P
     log = programs / "procrastinate.log"
     with (
         Peak(database) as peak,
-        running([queues / "python", "procrastinate_worker.py"], programs, environ, log) as worker,
+        running([queues / "python", "-m", "app.procrastinate_worker"], programs, environ, log) as worker,
     ):
         wait_for(done, log=log)
         worker.terminate()
@@ -559,6 +650,9 @@ RUN = {
     'echo "SECRET_KEY=$(openssl rand -hex 32)" >> .env': "feeds the next",
     'echo "POSTGRES_PASSWORD=$(openssl rand -hex 32)" >> .env': "feeds the next",
     'echo "TLS_HOST=notes.example.org" >> .env': "tests/test_proxy.py, test_tls_by_a_host_name",
+    'echo "DATABASE_PASSWORD=$(openssl rand -hex 32)" >> .env': "feeds the next",
+    "for old in $(docker compose ps -q app)": "test_one_instance_after_the_other",
+    'sed -i "s/newTag: .*/newTag: $(git rev-parse HEAD)/"': "test_a_release_names_its_image",
     "docker compose": "needs a container engine; tests/test_image.py and test_proxy.py do what its files say",
     "kubectl": "needs a cluster; test_kubernetes_schemas, test_kustomization_holds_together and the limit's test above",
 }
@@ -600,6 +694,17 @@ def test_a_file_of_settings_for_a_shell(installed: Path, database: str, tmp_path
     settings.write_text(f"DATABASE_URL='{database}'\nSECRET_KEY={SECRET}\n")
     done = run(command.removeprefix("sudo ").replace("/etc/my_service.env", str(settings)), installed)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_release_names_its_image(project: Path, tmp_path: Path):
+    """Kubernetes replaces nothing when the tag stays the same."""
+    (command,) = (command for command, _ in commands(project) if command.startswith("sed -i"))
+    copy = shutil.copytree(project, tmp_path / "copy")
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=copy, check=True, timeout=20)
+    subprocess.run(["sh", "-ec", command], cwd=copy, check=True, timeout=20)
+    said = yaml.safe_load((copy / "deploy" / "kubernetes" / "kustomization.yaml").read_text())
+    assert re.fullmatch("[0-9a-f]{40}", said["images"][0]["newTag"])
 
 
 def test_the_page_is_short_and_names_what_is_there(project: Path):

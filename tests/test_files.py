@@ -34,6 +34,7 @@ BAKED = [
     "app/static/style.css",
     "app/templates/index.html",
     "compose.yaml",
+    "requirements.txt",
     "deploy/kubernetes/deployment.yaml",
     "deploy/kubernetes/hpa.yaml",
     "deploy/kubernetes/kustomization.yaml",

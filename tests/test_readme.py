@@ -43,6 +43,7 @@ ELSEWHERE = {
     "gunicorn": "make run and make prod run it",
     'echo "SECRET_KEY=$(openssl rand -hex 32)" >> .env': "feeds the next",
     'echo "POSTGRES_PASSWORD=$(openssl rand -hex 32)" >> .env': "feeds the next",
+    'echo "DATABASE_PASSWORD=$(openssl rand -hex 32)" >> .env': "feeds the next",
     "docker compose up --build --wait": "needs a container engine; tests/test_image.py does what its files say",
     "docker compose exec app flask pool check": "needs a container engine",
     **dict.fromkeys(("make bench", 'make bench ARGS="--seconds 1"'), "tests/test_bench.py runs it, shorter"),

@@ -62,6 +62,7 @@ class Hooks:
         self, settings: Settings, url: URL | None, *, fixed: Mapping[str, tuple[Any, str]], reload: bool = False
     ) -> None:
         self.settings, self.url, self.fixed, self.reload = settings, url, fixed, reload
+        self.sockets_are_inherited = "LISTEN_FDS" in os.environ  # systemd's; gunicorn takes the variable out
         self.listener: socket.socket | None = None
         self.slots: set[int] = set()
         self.folder: Path | None = None
@@ -108,7 +109,8 @@ class Hooks:
         end_workers_that_only_start()
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
-        if not self.reload and "LISTEN_FDS" not in os.environ:  # systemd's sockets stay open for the next start
+        by_fd = any(isinstance(address, int) for address in server.cfg.address)  # fd://3
+        if not (self.reload or self.sockets_are_inherited or by_fd):  # those are open for the next start as well
             drain_on_term(server)
         if self.reload:  # a closed terminal ends what was started in it
             signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
@@ -184,7 +186,7 @@ class Hooks:
     def _refuse_a_port_in_use(self, server: Any) -> None:
         """gunicorn would retry for five seconds and then say "Can't connect"."""
         wanted = []
-        if "LISTEN_FDS" not in os.environ:  # else it is inherited from systemd
+        if not self.sockets_are_inherited:
             wanted = [(address, "PORT") for address in server.cfg.address if isinstance(address, tuple)]
         if self.settings.probe_port:
             wanted.append(((self.settings.web_host, self.settings.probe_port), "WEB_PROBE_PORT"))

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine, make_url
 
 from pooling import metrics
 from tests.pooling.plain import create_app, db
-from tests.serving import ROOT
+from tests.pooling.serving import ROOT
 
 
 def superuser(url: str) -> "psycopg.Connection[Any]":

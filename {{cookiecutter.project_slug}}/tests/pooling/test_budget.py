@@ -15,7 +15,7 @@ from pooling.budget import Server
 from pooling.sizing import Job, plan
 from tests.pooling.conftest import engine_of, start, superuser
 from tests.pooling.plain import NAME
-from tests.serving import command, free_port
+from tests.pooling.serving import command, free_port
 
 PLAN = plan(cpus=2, memory_mib=4096, max_connections=100, instances=2)  # 24 of 87
 SERVER = Server(

@@ -20,8 +20,8 @@ import pooling
 from pooling import SettingsError, engine, run
 from tests.pooling.conftest import engine_of, superuser
 from tests.pooling.plain import NAME, Item, Settings, db
+from tests.pooling.serving import ROOT, environment
 from tests.pooling.test_run import messages
-from tests.serving import ROOT, environment
 
 MakePlain = Callable[..., Flask]
 PID = sa.text("select pg_backend_pid()")

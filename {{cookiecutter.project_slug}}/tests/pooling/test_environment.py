@@ -15,10 +15,10 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from scripts import postgres
-from tests import serving as run
+from tests.pooling import serving as run
 from tests.pooling.conftest import engine_of, start, superuser
 from tests.pooling.plain import db
-from tests.serving import free_port, serving
+from tests.pooling.serving import free_port, serving
 
 pytestmark = [pytest.mark.postgres, pytest.mark.direct]
 MakePlain = Callable[..., Flask]

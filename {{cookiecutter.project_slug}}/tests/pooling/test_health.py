@@ -13,7 +13,7 @@ from flask import Flask
 
 from pooling import health
 from tests.pooling.conftest import engine_of
-from tests.serving import wait_until
+from tests.pooling.serving import wait_until
 
 
 def timed(app: Flask, path: str) -> tuple[int, float, Any]:

@@ -21,7 +21,7 @@ from app import defaults
 from pooling import hooks
 from pooling.settings import Settings
 from tests.pooling.conftest import load, start
-from tests.serving import ROOT, SECONDS, TOOLS, call, command, environment, free_port, serving, wait_until
+from tests.pooling.serving import ROOT, SECONDS, TOOLS, call, command, environment, free_port, serving, wait_until
 
 once = pytest.mark.sqlite  # no database in it
 

@@ -15,7 +15,7 @@ from flask.views import MethodView
 
 import pooling
 from pooling import limit
-from tests.serving import free_port, serving, wait_until
+from tests.pooling.serving import free_port, serving, wait_until
 
 TIMEOUT = 3
 VIEWS = """

@@ -11,7 +11,7 @@ from flask import Flask
 
 from pooling import metrics
 from tests.pooling.conftest import engine_of
-from tests.serving import ROOT, environment
+from tests.pooling.serving import ROOT, environment
 
 
 def value(text: str, name: str) -> float:

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from pooling import metrics, requests
 from tests.pooling.conftest import engine_of
-from tests.serving import ROOT
+from tests.pooling.serving import ROOT
 
 
 def sample(name: str) -> float:

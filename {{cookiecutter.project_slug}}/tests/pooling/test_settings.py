@@ -4,7 +4,7 @@ import pytest
 
 from pooling import Settings, SettingsError
 from pooling.settings import DEAD_KEYS
-from tests.serving import command
+from tests.pooling.serving import command
 
 pytestmark = [pytest.mark.sqlite, pytest.mark.usefixtures("production")]  # no database in it: once is enough
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TOOLS = Path(sys.executable).parent
 SECONDS = 30  # for what takes one or two, unless the machine is busy
 
