@@ -61,6 +61,142 @@ def test_defaults_of_the_server_fit_both_databases(copy: Path, server: str):
         assert row == (False, True, "white", 1, False)
 
 
+SECOND = """
+
+class Entry(db.Model):
+    __tablename__ = "entries"
+    __bind_key__ = "audit-log"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    what: Mapped[str]
+"""
+BIND = """
+        "SQLALCHEMY_BINDS": {
+            "audit-log": {
+                "url": os.environ["AUDIT_URL"],
+                **engine_options(settings, os.environ["AUDIT_URL"], process),
+            }
+        },
+"""
+
+
+def tables(connection: sqlite3.Connection | psycopg.Connection) -> set[str]:
+    names = "select name from sqlite_master where type = 'table'"
+    if isinstance(connection, psycopg.Connection):
+        names = "select tablename from pg_tables where schemaname = 'public'"
+    return {name for (name,) in connection.execute(names).fetchall()}
+
+
+def test_a_second_database(copy: Path, server: str):
+    """Its tables are written, made and taken back by the same commands, each in its own database."""
+    models, config = copy / "app" / "models.py", copy / "app" / "config.py"
+    colour = '    colour: Mapped[str] = mapped_column(String(20), server_default="white")\n'
+    models.write_text(models.read_text() + colour + SECOND)
+    text = config.read_text()
+    anchor = '        "SQLALCHEMY_DATABASE_URI": settings.database,\n'
+    assert anchor in text
+    config.write_text(text.replace(anchor, anchor + BIND.lstrip("\n")))
+    files = (copy / "instance" / "my_service.db", copy / "instance" / "audit.db")
+    sqlite = {"AUDIT_URL": "sqlite:///audit.db"}
+    for words in ('make migrate m="audit"', "make upgrade", 'make migrate m="nothing" || echo refused'):
+        done = run(words, copy, **sqlite)
+        assert done.returncode == 0, done.stdout
+    assert "Alembic finds nothing to migrate" in done.stdout
+    assert done.stdout.endswith("refused\n")
+    (path,) = (copy / "migrations" / "versions").glob("*_audit.py")
+    written = path.read_text()
+    assert "def upgrade_audit_log() -> None:\n" in written
+    assert "def downgrade_audit_log() -> None:\n" in written
+    for words in ("ruff check .", "ruff format --check .", "mypy", "python -m pytest -q tests/test_migrations.py"):
+        done = run(f".venv/bin/{words}", copy, **sqlite)
+        assert done.returncode == 0, done.stdout
+    second = server.replace("/service?", "/second?")
+    with psycopg.connect(server.replace("//app@", "//postgres@"), autocommit=True) as admin:
+        admin.execute("create database second owner app")
+    for urls, connect in (((None, sqlite["AUDIT_URL"]), sqlite3.connect), ((server, second), psycopg.connect)):
+        more = {"APP_ENV": "development", "AUDIT_URL": urls[1]} | ({"DATABASE_URL": urls[0]} if urls[0] else {})
+        places = [str(file) for file in files] if urls[0] is None else [server, second]
+        for version, found in (
+            ("head", [{"notes"}, {"entries"}]),
+            ("base", [set(), set()]),
+            ("head", [{"notes"}, {"entries"}]),
+        ):
+            way = "upgrade" if version == "head" else "downgrade"
+            done = run(f".venv/bin/flask db {way} {version}", copy, **more)
+            assert done.returncode == 0, done.stdout
+            for place, names in zip(places, found, strict=True):
+                with connect(place) as connection:
+                    assert tables(connection) - {"alembic_version", "sqlite_sequence"} == names
+
+
+ENUMS = """
+    state: Mapped[State] = mapped_column(server_default="NEW")
+    data: Mapped[dict[str, str]] = mapped_column(JSONB().with_variant(JSON(), "sqlite"), server_default="{}")
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=func.now())
+    done: Mapped[bool] = mapped_column(server_default=false())
+
+
+class Task(db.Model):
+    __tablename__ = "tasks"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[Kind]
+    state: Mapped[State]
+
+
+class Other(db.Model):
+    __tablename__ = "others"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[Kind]
+    alone: Mapped[Alone]
+"""
+CLASSES = """
+class State(Enum):
+    NEW = "new"
+    OLD = "old"
+
+
+class Kind(Enum):
+    BIG = "big"
+    SMALL = "small"
+
+
+class Alone(Enum):
+    ONE = "one"
+
+
+class Note("""
+
+
+def test_what_only_postgres_has(copy: Path, server: str):
+    """Types of enums, JSONB and casts in defaults: made, taken away, and back again, on both databases."""
+    models = copy / "app" / "models.py"
+    before = models.read_text()
+    text = before.replace("\nclass Note(", CLASSES) + ENUMS
+    text = text.replace("from sqlalchemy import ", "from sqlalchemy import JSON, false, func, ")
+    text = text.replace(
+        "from datetime import UTC, datetime\n", "from datetime import UTC, datetime\nfrom enum import Enum\n"
+    )
+    text = text.replace(
+        "from sqlalchemy.engine", "from sqlalchemy.dialects.postgresql import JSONB\nfrom sqlalchemy.engine"
+    )
+    both = [{"APP_ENV": "development"}, {"APP_ENV": "development", "DATABASE_URL": server}]
+    for changed, message in ((text, "more"), (before, "less")):
+        models.write_text(changed)
+        done = run(f"make migrate m={message}", copy)
+        assert done.returncode == 0, done.stdout
+        (path,) = (copy / "migrations" / "versions").glob(f"*_{message}.py")
+        for more in both:
+            done = run("for to in upgrade downgrade upgrade; do .venv/bin/flask db $to || exit 1; done", copy, **more)
+            assert done.returncode == 0, path.read_text() + done.stdout
+    for more in both:
+        done = run(".venv/bin/flask db downgrade base && .venv/bin/flask db upgrade", copy, **more)
+        assert done.returncode == 0, done.stdout
+    with psycopg.connect(server) as connection:
+        assert connection.execute("select typname from pg_type where typtype = 'e'").fetchall() == []
+
+
 def test_two_that_follow_the_same_one(copy: Path):
     """As after a merge of two branches: one line says how they are joined, and then it goes on."""
     for name in ("left", "right"):

@@ -218,6 +218,24 @@ def test_validators_of_pydantic(copy: Path, environ: dict[str, str], problems: l
         assert said.returncode == 0 or problems[0] in said.stdout, said.stdout
 
 
+def test_an_environment_of_the_owners(copy: Path, server: str):
+    """It has production's rules. Without a row in POOLS it is refused in one line."""
+    config = copy / "app" / "config.py"
+    line = '    PRODUCTION = "production"\n'
+    config.write_text(config.read_text().replace(line, line + '    STAGING = "staging"\n'))
+    environ = production(server) | {"APP_ENV": "staging"}
+    said = run(".venv/bin/gunicorn", copy, **environ)
+    assert said.returncode != 0
+    assert "APP_ENV=staging: has no row in POOLS of app/config.py" in said.stdout
+    assert "Traceback" not in said.stdout
+    row = '    "production": (QueuePool, NullPool),'
+    config.write_text(config.read_text().replace(row, f'    "staging": (QueuePool, NullPool),\n{row}'))
+    said = run(".venv/bin/gunicorn", copy, **{name: value for name, value in environ.items() if name != "SECRET_KEY"})
+    assert "SECRET_KEY is not set" in said.stdout
+    with served(GUNICORN, copy, free_port(), signal.SIGTERM, **environ) as address:
+        assert [ask(address, path)[0] for path in ("/api/notes", "/metrics", "/pool")] == [200, 404, 404]
+
+
 def test_a_database_without_an_encoding(copy: Path, server: str):
     """SQL_ASCII says of no text what it is; psycopg would answer in bytes."""
     with psycopg.connect(server.replace("postgresql://app@", "postgresql://postgres@"), autocommit=True) as connection:

@@ -33,6 +33,11 @@ class Environment(StrEnum):
     DEVELOPMENT = "development"
     PRODUCTION = "production"
 
+    @property
+    def is_local(self) -> bool:
+        """Any other has production's rules."""
+        return self in {Environment.TESTING, Environment.DEVELOPMENT}
+
 
 class Settings(pooling.Settings):
     """The service's settings. `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT` are in pooling/settings.py."""
@@ -50,6 +55,8 @@ class Settings(pooling.Settings):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if self.app_env not in POOLS:
+            yield f"APP_ENV={self.app_env}: has no row in POOLS of app/config.py"
         yield from _secret_problems(self)
         yield from _database_problems(self)
 
@@ -81,7 +88,7 @@ class Settings(pooling.Settings):
 
     @property
     def in_production(self) -> bool:
-        return self.app_env is Environment.PRODUCTION
+        return not self.app_env.is_local
 
 
 def for_flask(settings: Settings, process: str) -> Mapping[str, Any]:

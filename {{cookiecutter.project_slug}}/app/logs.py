@@ -5,10 +5,12 @@ import logging
 import os
 import re
 import sys
+from datetime import UTC, datetime
 from typing import Any, TextIO
 from urllib.parse import quote
 
 from flask import g, has_request_context
+from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from app.config import Environment
 
@@ -26,6 +28,20 @@ class RequestIdFilter(logging.Filter):
         if not hasattr(record, "request_id"):  # else it was given to the logger
             record.request_id = g.get("request_id", "-") if has_request_context() else "-"
         return True
+
+
+ENCODER = JsonEncoder()
+
+
+class JsonLines(JsonFormatter):
+    """For machines. The parent would make an encoder for each line, and have it write the time."""
+
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
+        super().add_fields(log_data, record, message_dict)
+        log_data["timestamp"] = datetime.fromtimestamp(record.created, UTC).isoformat()
+
+    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
+        return ENCODER.encode(log_data)
 
 
 class PlainFormatter(logging.Formatter):
@@ -73,17 +89,12 @@ class WholeLines(logging.StreamHandler[TextIO]):
 def config_for(environment: Environment) -> dict[str, Any]:
     """A `dictConfig` for this app and for gunicorn alike."""
     plain = {"()": PlainFormatter, "fmt": PLAIN}
-    as_json = {
-        "()": "pythonjsonlogger.json.JsonFormatter",
-        "fmt": JSON,
-        "rename_fields": {"levelname": "level"},
-        "timestamp": True,
-    }
+    as_json = {"()": JsonLines, "fmt": JSON, "rename_fields": {"levelname": "level"}}
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "filters": {"request_id": {"()": RequestIdFilter}, "noise": {"()": NoiseFilter}},
-        "formatters": {"line": as_json if environment is Environment.PRODUCTION else plain},
+        "formatters": {"line": as_json if not environment.is_local else plain},
         "handlers": {"stderr": {"()": WholeLines, "formatter": "line", "filters": ["request_id"]}},
         "root": {"level": "INFO", "handlers": ["stderr"]},
         "loggers": {
@@ -91,7 +102,7 @@ def config_for(environment: Environment) -> dict[str, Any]:
                 "level": "INFO",
                 "propagate": True,
                 "handlers": [],
-                "filters": [] if environment is Environment.PRODUCTION else ["noise"],
+                "filters": ["noise"] if environment.is_local else [],
             },
             "alembic": {"level": "WARNING"},
         },

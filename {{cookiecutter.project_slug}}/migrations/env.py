@@ -10,28 +10,27 @@ that it holds through a pooler too, and one that works, which may leave its tran
 
 import contextlib
 import logging
+import re
 import sys
 import time
 import traceback
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from alembic import context
-from alembic.autogenerate.api import AutogenContext
-from alembic.operations.ops import AddColumnOp, AlterColumnOp, OpContainer, UpgradeOps
 from alembic.script.revision import MultipleHeads, ResolutionError
 from alembic.util import CommandError
 from flask import current_app
 from psycopg.errors import LockNotAvailable
-from sqlalchemy import Column, TypeDecorator, event, text
+from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.sql import elements, functions
 
 from app import defaults
 from app.extensions import db
+from migrations.writing import HOW_TO_FILL_ROWS, look_at_what_was_found, render_item
 
 LOCK_ID = zlib.crc32(defaults.SERVICE_NAME.encode())
 LONGEST_WAIT_FOR_ANOTHER_INSTANCE = "10min"
@@ -43,75 +42,33 @@ LIMITS = (
     *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
     *("idle_session_timeout", "transaction_timeout"),
 )
-HOW_TO_FILL_ROWS = (
-    'rows that exist have no value for it; give it one in the model, such as server_default="" or'
-    " server_default=sa.false() (a default= of Python's is for new rows only), or allow None"
-)
-
 HOW_TO_GO_ON = "get the code that has it or, in development, delete the database in instance/"
 
 log = logging.getLogger("migrations")  # what is below "alembic" is shown by nobody
 
 
-def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """A migration has to work on SQLite in development, so it says `sa.func.now()` and not what Postgres calls that. It
-    imports a type of the app only if that is no decorator of another one."""
-    if kind == "type" and (module := type(item).__module__).partition(".")[0] == "app":
-        autogen.imports.add(f"import {module}")
-        return f"{module}.{item!r}"
-    if kind == "server_default":
-        default = getattr(item, "arg", None)
-        names: dict[type, str] = {elements.True_: "sa.true()", elements.False_: "sa.false()"}
-        names[functions.now] = "sa.func.now()"
-        return names.get(type(default), False)
-    return False
+def options(key: str | None) -> dict[str, Any]:
+    """:param key: of SQLALCHEMY_BINDS; None is the first database, and it is migrated by `upgrade` and `downgrade`.
+    The others have functions of their own, `upgrade_KEY` and `downgrade_KEY`."""
+    tokens = {"upgrade_token": "upgrades", "downgrade_token": "downgrades"}
+    if key is not None:
+        suffix = re.sub(r"\W", "_", key)
+        tokens = {name: f"{suffix}_{token}" for name, token in tokens.items()}
+        for script in context.script.walk_revisions():
+            for way in ("upgrade", "downgrade"):
+                setattr(script.module, way, getattr(script.module, f"{way}_{suffix}", lambda: None))
+    return {
+        "target_metadata": db.metadatas[key],
+        "transaction_per_migration": True,
+        "render_item": render_item,
+        "process_revision_directives": look_at_what_was_found,
+        **tokens,
+        **current_app.extensions["migrate"].configure_args,
+    }
 
 
-def look_at_what_was_found(ctx: object, revision: object, directives: list[Any]) -> None:
-    """Before `flask db migrate` writes a file: is there anything to write, and will it work where rows exist?"""
-    if not getattr(context.config.cmd_opts, "autogenerate", False):
-        return
-    found: UpgradeOps = directives[0].upgrade_ops
-    if found.is_empty():
-        sys.exit("Alembic finds nothing to migrate (it does not look at the values of an enum, for example)")
-    for operation in (*operations(found), *operations(directives[0].downgrade_ops)):
-        for column in (getattr(operation, "column", None), *getattr(operation, "columns", ())):
-            if isinstance(column, Column):
-                column.type = undecorated(column.type)
-        if isinstance(operation, AlterColumnOp):
-            operation.modify_type = undecorated(operation.modify_type)
-            operation.existing_type = undecorated(operation.existing_type)
-    for column in (each.column for each in operations(found) if isinstance(each, AddColumnOp)):
-        if not column.nullable and not (column.server_default or column.computed or column.identity):
-            log.warning("%s is NOT NULL, and %s", column.name, HOW_TO_FILL_ROWS)
-
-
-def operations(container: OpContainer) -> Iterator[Any]:
-    for operation in container.ops:
-        if isinstance(operation, OpContainer):
-            yield from operations(operation)
-        else:
-            yield operation
-
-
-def undecorated(kind: Any) -> Any:
-    """A migration has to work when the app has moved on, so it has the type that the app's own one decorates."""
-    while isinstance(kind, TypeDecorator) and type(kind).__module__.partition(".")[0] == "app":
-        kind = kind.impl_instance
-    return kind
-
-
-options = {
-    "target_metadata": db.metadata,
-    "transaction_per_migration": True,
-    "render_item": render_item,
-    "process_revision_directives": look_at_what_was_found,
-    **current_app.extensions["migrate"].configure_args,
-}
-
-
-def migrate(connection: Connection, **more: Any) -> None:
-    context.configure(connection=connection, **{"on_version_apply": say_what_was_applied, **options, **more})
+def migrate(connection: Connection, key: str | None, **more: Any) -> None:
+    context.configure(connection=connection, **{"on_version_apply": say_what_was_applied, **options(key), **more})
     with context.begin_transaction():
         context.run_migrations()
 
@@ -122,7 +79,7 @@ def say_what_was_applied(step: Any, **_: Any) -> None:
         print(f"{way} {migration.revision}: {migration.doc}")
 
 
-def migrate_on_postgres(engine: Engine) -> None:
+def migrate_on_postgres(engine: Engine, key: str | None) -> None:
     with connect(engine) as guard:
         guard.execute(text(f"SET LOCAL lock_timeout = '{LONGEST_WAIT_FOR_ANOTHER_INSTANCE}'"))
         guard.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": LOCK_ID})
@@ -132,7 +89,7 @@ def migrate_on_postgres(engine: Engine) -> None:
             try:
                 with connect(engine) as connection:
                     event.listen(connection, "begin", limit_the_wait)
-                    migrate(connection)
+                    migrate(connection, key)
                 return
             except OperationalError as error:
                 if not isinstance(error.orig, LockNotAvailable) or attempt == ATTEMPTS:
@@ -159,7 +116,7 @@ def limit_the_wait(connection: Connection) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
 
 
-def migrate_on_sqlite(engine: Engine) -> None:
+def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
     """SQLite changes a table by making a new one, and dropping the old one deletes what refers to it by ON DELETE
     CASCADE. So foreign keys are off meanwhile, and are looked at before each migration is committed. Python's driver
     begins no transaction for DDL by itself; with one, a migration that fails leaves nothing behind."""
@@ -169,7 +126,7 @@ def migrate_on_sqlite(engine: Engine) -> None:
         driver: Any = connection.connection.dbapi_connection
         driver.isolation_level = None
         event.listen(connection, "begin", lambda begun: begun.exec_driver_sql("BEGIN"))
-        migrate(connection, transactional_ddl=True, on_version_apply=refuse_dangling_rows)
+        migrate(connection, key, transactional_ddl=True, on_version_apply=refuse_dangling_rows)
         connection.invalidate()  # a pool must not lend it again as it is
 
 
@@ -193,14 +150,17 @@ def in_one_line(error: SQLAlchemyError) -> str:
 
 
 def main() -> None:
-    if context.is_offline_mode():
-        context.configure(url=db.engine.url, literal_binds=True, **options)
-        with context.begin_transaction():
-            context.run_migrations()
-    elif db.engine.dialect.name == "postgresql":
-        migrate_on_postgres(db.engine)
-    else:
-        migrate_on_sqlite(db.engine)
+    """Each database of SQLALCHEMY_BINDS that has tables is migrated after the first one."""
+    for key in sorted(db.metadatas, key=lambda key: (key is not None, key)):
+        engine = db.engines[key]
+        if context.is_offline_mode():
+            context.configure(url=engine.url, literal_binds=True, **options(key))
+            with context.begin_transaction():
+                context.run_migrations()
+        elif engine.dialect.name == "postgresql":
+            migrate_on_postgres(engine, key)
+        else:
+            migrate_on_sqlite(engine, key)
 
 
 try:

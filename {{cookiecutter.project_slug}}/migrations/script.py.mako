@@ -16,3 +16,11 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     ${downgrades if downgrades else "pass"}
+% for name, body in sorted(context.kwargs.items(), reverse=True):
+% if name.endswith(("_upgrades", "_downgrades")) and body.strip() != "pass":
+
+
+def ${"_".join(reversed(name.removesuffix("s").rsplit("_", 1)))}() -> None:
+    ${body}
+% endif
+% endfor

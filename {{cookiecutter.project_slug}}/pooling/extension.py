@@ -128,11 +128,11 @@ def run(
             connection = session.connection(bind_arguments={"clause": clause})
             return _rows(connection.execute(statement, parameters))
         bind = session.get_bind(clause=clause)
-        if isinstance(bind, Connection):  # a test has bound the session to one
-            return _rows(bind.execute(statement, parameters))
     else:
         # To make a session only to ask it for the engine would cost as much as the statement.
         bind = engines[clause.metadata.info["bind_key"] if isinstance(clause, sa.Table) else None]
+    if isinstance(bind, Connection):  # a test that rolls back has put one in the place of the engine
+        return _rows(bind.execute(statement, parameters))
     with _connect(pooling, bind) as connection:
         return _rows(connection.execute(statement, parameters))
 

@@ -68,8 +68,8 @@ class Metrics:
         self.pool_timeouts = Counter("db_pool_timeouts", "Waits for a connection that ended without one.")
         self.connections_open = _gauge("db_connections_open", "Connections open now.", "livesum", "process")
         self.connections_opened = Counter("db_connections_opened", "Connections opened.", ["process"])
-        self.connection_hold = Histogram(
-            "db_connection_hold_seconds", "Time a connection is held: busy connections = rate x hold.", buckets=SECONDS
+        self.connection_hold = Counter(
+            "db_connection_hold_seconds", "Time connections were held, added up; its rate is how many are in use."
         )
         self.budget = _gauge("db_connections_budget", "Connections all instances may use.", "max")
         self.peak = _gauge("db_connections_peak", "Connections all instances can hold, by plan.", "max")
@@ -192,7 +192,7 @@ def watch(engine: Engine, process: str) -> None:
     def checked_in(connection: object, record: ConnectionPoolEntry) -> None:
         since = held.pop(record, None)
         if since is not None:
-            counted.connection_hold.observe(clock() - since)
+            counted.connection_hold.inc(clock() - since)
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "close", closed)

@@ -6,13 +6,15 @@ may be is said where it is defined; how values depend on each other is in :meth:
 
 import contextlib
 import difflib
+import inspect
 import ipaddress
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -187,7 +189,12 @@ class Settings(BaseSettings):
             wrong = {str(found["loc"][0]): found for found in error.errors() if found["loc"]}
             fields = {alias: (name, field) for name, field in cls.model_fields.items() for alias in _names(name, field)}
             problems += [
-                _problem(_alias(name, fields, given), given, found, secret="Secret" in str(fields[name][1].annotation))
+                _problem(
+                    _alias(name, fields, given),
+                    given,
+                    found,
+                    secret=name not in Settings.model_fields and _may_be_secret(fields[name][1].annotation),
+                )
                 for name, found in wrong.items()
                 if name in Settings.model_fields or not numbers_only
             ]
@@ -326,11 +333,19 @@ def _alias(name: str, fields: Mapping[str, tuple[str, FieldInfo]], given: Mappin
     return next((alias for alias in _names(*fields[name]) if alias.upper() in given), name)
 
 
+def _may_be_secret(annotation: Any) -> bool:
+    """A secret, or something with fields of its own, of which one may be a secret."""
+    is_class = isinstance(annotation, type) and not issubclass(annotation, Enum)
+    has_fields = is_class and bool(inspect.get_annotations(annotation))
+    return has_fields or "Secret" in str(annotation) or any(map(_may_be_secret, get_args(annotation)))
+
+
 def _problem(name: str, given: Mapping[str, str], found: Any, *, secret: bool) -> str:
     if found["type"] == "missing":
         return f"{name.upper()} is not set"
     as_json = ", written as JSON" if found["type"] in {"list_type", "dict_type", "set_type", "tuple_type"} else ""
-    return f"{_named(name, given.get(name.upper()), secret=secret)}: {_reason(found)}{as_json}"
+    of_it = "".join(f" {part}:" for part in found["loc"][1:] if secret)  # which of its fields
+    return f"{_named(name, given.get(name.upper()), secret=secret)}:{of_it} {_reason(found)}{as_json}"
 
 
 def _named(name: str, value: Any, *, secret: bool = False) -> str:

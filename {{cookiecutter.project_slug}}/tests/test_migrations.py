@@ -33,15 +33,20 @@ def empty(make_app: Callable[..., Flask]) -> Iterator[Flask]:
 
 
 def drop_everything() -> None:
-    with db.engine.begin() as connection:
-        db.metadata.drop_all(connection)
-        connection.execute(sa.text("drop table if exists alembic_version"))
+    for key, metadata in db.metadatas.items():
+        with db.engines[key].begin() as connection:
+            metadata.drop_all(connection)
+            connection.execute(sa.text("drop table if exists alembic_version"))
 
 
 def differences(app: Flask) -> list[Any]:
-    with app.app_context(), db.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        return list(compare_metadata(context, db.metadata))
+    found: list[Any] = []
+    with app.app_context():
+        for key, metadata in db.metadatas.items():
+            with db.engines[key].connect() as connection:
+                context = MigrationContext.configure(connection, opts={"compare_type": True})
+                found += compare_metadata(context, metadata)
+    return found
 
 
 def test_models_and_migrations_agree(empty: Flask) -> None:

@@ -41,7 +41,7 @@ def test_security_headers_are_on_every_answer(client: FlaskClient, path: str) ->
     for name, value in {
         "X-Content-Type-Options": "nosniff",
         "X-Frame-Options": "DENY",
-        "Referrer-Policy": "no-referrer",
+        "Referrer-Policy": "strict-origin-when-cross-origin",
     }.items():
         assert headers.getlist(name) == [value]
     assert len(headers.getlist("Content-Security-Policy")) == 1

@@ -164,6 +164,17 @@ def test_a_session_that_is_bound_to_a_connection_keeps_it(plain: Flask) -> None:
             transaction.rollback()
 
 
+def test_a_connection_in_the_place_of_an_engine_is_used(plain: Flask) -> None:
+    """Another way to roll back after each test: inside the transaction that the test has begun."""
+    with plain.app_context(), db.engine.connect() as connection, pytest.MonkeyPatch.context() as patch:
+        connection.begin()
+        connection.execute(sa.insert(Item), {"name": "one"})
+        patch.setitem(db.engines, None, connection)
+        assert [row.name for row in run(NAMES)] == ["one"]
+        connection.rollback()
+        assert run(NAMES) == []
+
+
 def test_a_session_of_the_owners_chooses_the_database(two: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `get_bind` of one's own is asked, as for any other statement: for a replica, or a tenant."""
     monkeypatch.setattr(

@@ -1,6 +1,9 @@
 """The machinery's settings: strict, and what is wrong is named with its value and a remedy."""
 
+from dataclasses import dataclass
+
 import pytest
+from pydantic import BaseModel, SecretStr
 
 from pooling import Settings, SettingsError
 from pooling.settings import DEAD_KEYS
@@ -64,6 +67,45 @@ def test_what_does_not_parse_is_refused(monkeypatch: pytest.MonkeyPatch, name: s
     (problem,) = problems(monkeypatch, **{name: value})
     assert problem.startswith(f"{name}={value!r}: ")
     assert len(problem) > len(f"{name}={value!r}: ") + 10
+
+
+class Login(BaseModel):
+    port: int = 25
+    password: SecretStr = SecretStr("")
+
+
+@dataclass
+class Key:
+    number: int
+    text: str
+
+
+class Nested(Settings):
+    mail: Login = Login()
+    others: list[Login] = []  # noqa: RUF012  # pydantic copies it
+    key: Key | None = None
+    sizes: list[int] = []  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("MAIL", '{"port": "x", "password": "hunter2"}', "MAIL=***: port: input should be a valid integer"),
+        ("OTHERS", '[{"port": "x", "password": "hunter2"}]', "OTHERS=***: 0: port: input should be"),
+        ("KEY", '{"number": "x", "text": "hunter2"}', "KEY=***: number: input should be a valid integer"),
+        ("SIZES", '[1, "x"]', "SIZES='[1, \"x\"]': input should be a valid integer"),
+    ],
+)
+def test_a_secret_in_a_nested_setting_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    """What has fields of its own may have one that is secret; which of them is wrong is said."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        Nested.load()
+    (problem,) = caught.value.problems
+    assert problem.startswith(says)
+    assert "hunter2" not in problem
 
 
 def test_one_problem_is_not_called_problems(monkeypatch: pytest.MonkeyPatch) -> None:
