@@ -83,3 +83,4 @@ _hooks = Hooks(
 on_starting, when_ready, on_exit = _hooks.on_starting, _hooks.when_ready, _hooks.on_exit
 pre_fork, post_fork, child_exit = _hooks.pre_fork, _hooks.post_fork, _hooks.child_exit
 post_worker_init, worker_abort = _hooks.post_worker_init, _hooks.worker_abort
+worker_exit = _hooks.worker_exit

@@ -14,7 +14,7 @@ from scripts import held_to_plan
 
 
 class Reader(HttpUser):
-    wait_time = held_to_plan.wait_time
+    wait_time, on_start = held_to_plan.wait_time, held_to_plan.on_start
 
     @task(4)
     def page(self) -> None:

@@ -74,6 +74,8 @@ class Hooks:
         if (given := os.environ.get(metrics.DIRECTORY)) is not None:
             if not os.path.isdir(given):
                 sys.exit(f"{metrics.DIRECTORY}={given!r}: is not a folder; make it, or do not set the variable")
+            for left in Path(given).glob("gauge_live*.db"):  # of a master that was killed
+                left.unlink()
             metrics.keep_in(Path(given))
         else:
             name = f"metrics-{settings.service_name}-"
@@ -162,12 +164,20 @@ class Hooks:
             app = getattr(worker.wsgi, "app", worker.wsgi)  # in development it may be reload.Reloaded
             extensions = getattr(app, "extensions", {})
             probes.serve(self.listener, extensions["pooling"].probe_app if "pooling" in extensions else worker.wsgi)
+        worker.wsgi = requests.Watched(worker.wsgi)  # what gunicorn calls for each request
+
+    def worker_exit(self, server: Any, worker: Any) -> None:
+        """A worker that ends at max_requests, or at a stop, gives its requests WEB_GRACEFUL_TIMEOUT. Python would wait
+        longer for its threads, and gunicorn would take it for a worker that hangs."""
+        if limit.in_flight:
+            logging.shutdown()
+            os._exit(0)
 
     def worker_abort(self, worker: Any) -> None:
         """gunicorn replaces this worker, which has not beaten for WEB_TIMEOUT. An ordinary exit would wait for the
         threads that hang, until gunicorn kills the worker and logs a guess about memory."""
         # In a thread, since this has interrupted somebody who may hold the log's lock.
-        last_words = threading.Thread(target=limit.report, args=(0,), daemon=True)
+        last_words = threading.Thread(target=limit.report, daemon=True)
         last_words.start()
         last_words.join(LAST_WORDS_SECONDS)
         os._exit(1)

@@ -27,14 +27,14 @@ class Request:
 
     __slots__ = ("environ", "logged", "moved", "views")
 
-    def __init__(self, environ: "dict[str, Any]", views: Mapping[str, Any]) -> None:
+    def __init__(self, environ: "dict[str, Any]", views: Mapping[str, Any] | None = None) -> None:
         self.environ, self.views = environ, views
         self.logged = False
-        self.moved = time.monotonic()  # when it began, or last sent something
+        self.moved = time.monotonic()  # when it began, or last sent or took something
 
     @property
     def unlimited(self) -> bool:
-        view = self.views.get(getattr(self.environ.get("werkzeug.request"), "endpoint", None) or "")
+        view = (self.views or {}).get(getattr(self.environ.get("werkzeug.request"), "endpoint", None) or "")
         return getattr(view, "unlimited", False)
 
 

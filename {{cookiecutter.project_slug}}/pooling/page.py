@@ -34,7 +34,7 @@ def _settings() -> Settings:
 @bp.get("/pool")
 def show() -> Response:
     nonce = secrets.token_urlsafe(16)
-    response = make_response(render_template("pool.html", name=_settings().service_name, nonce=nonce))
+    response = make_response(render_template("pooling/pool.html", name=_settings().service_name, nonce=nonce))
     nothing_else = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
     own = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:"
     response.headers["Content-Security-Policy"] = f"{nothing_else}; {own}"

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.util import import_app  # the one that reads `wsgi_app`
+from prometheus_client import REGISTRY
 
 from pooling.hooks import finish_on_ctrl_c
 
@@ -37,11 +38,14 @@ class Reloaded:
 
     def load(self) -> None:
         forget(self.wsgi_app.partition(":")[0])
+        before = collectors()
         try:
             self.app = import_app(self.wsgi_app)
         except (Exception, SystemExit) as reason:  # whatever the owner's code does
             if isinstance(reason, SystemExit) and not reason.code:
                 raise  # gunicorn stops this worker
+            for each in collectors() - before:  # a metric of the app's own would be there twice after the next try
+                REGISTRY.unregister(each)
             error, self.error = self.error, traceback.format_exc()
             if error != self.error:
                 log.error("the app cannot be loaded:\n%s", self.error)
@@ -55,6 +59,11 @@ class Reloaded:
             return answer
         start_response("500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")])
         return [f"The app cannot be loaded. Fix this error and reload the page.\n\n{self.error}".encode()]
+
+
+def collectors() -> set[Any]:
+    """There is no public way to ask for them."""
+    return set(REGISTRY._collector_to_names)
 
 
 def forget(package: str) -> None:

@@ -1,7 +1,10 @@
-"""A WSGI middleware that measures every request, and a check that refuses requests where there is no plan."""
+"""WSGI middlewares that measure each request and see how it gets on, and a check that refuses requests where there is
+no plan."""
 
+import io
 import logging
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -14,7 +17,6 @@ from werkzeug.wsgi import FileWrapper
 from pooling import limit
 from pooling.engine import WEB
 from pooling.metrics import metrics
-from pooling.probes import PRIVATE
 from pooling.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 REQUEST_START = re.compile(r"(?:t=)?([0-9]{10,16}(?:\.[0-9]{1,9})?)")
 YEAR_5138 = 1e11  # in seconds; what is larger has another unit
 WRONG_SECONDS = 3600
+# Bytes after which progress is noted, of a request's body and of an answer's.
+RECEIVED = 1024
+SENT = 64 * 1024
 
 
 _planned = [False]
@@ -53,11 +58,12 @@ def queue_seconds(header: str, now: float) -> float | None:
     began = float(found[1]) if found else 0
     while began > YEAR_5138:
         began /= 1000
-    return max(0.0, now - began) if now - began < WRONG_SECONDS else None
+    return max(0.0, now - began) if abs(now - began) < WRONG_SECONDS else None
 
 
 class Measured:
-    """It sees every answer, whatever Flask did to make it. What is measured is the time until the answer begins."""
+    """Around the Flask app: it sees every answer, whatever Flask did to make it. What is measured is the time until the
+    answer begins."""
 
     def __init__(self, app: Flask, settings: Settings) -> None:
         self.app: WSGIApplication = app.wsgi_app
@@ -75,21 +81,57 @@ class Measured:
             metrics().requests_of(method, endpoint, int(status[:3])).observe(time.perf_counter() - started)
             return start_response(status, headers, *error)
 
-        if PRIVATE in environ:  # a probe has a thread of its own
-            return self.app(environ, answer)
         if self.behind_a_proxy and (header := environ.get("HTTP_X_REQUEST_START")):
             waited = queue_seconds(header, time.time())
             if waited is not None:
                 metrics().queue.observe(waited)
+        outside = limit.in_flight.get(threading.get_ident())
+        if outside and outside.views is None:  # what is around the app may have given it another environ
+            outside.environ, outside.views = environ, self.views
+        return self.app(environ, answer)
+
+
+class Watched:
+    """Around all that gunicorn calls, middlewares and mounted apps included: which thread serves what, and whether it
+    makes progress."""
+
+    def __init__(self, app: "WSGIApplication") -> None:
+        self.app = app
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        thread, request = threading.get_ident(), limit.Request(environ)
         environ["wsgi.file_wrapper"] = FileWrapper  # gunicorn's sends a file where nobody sees how it gets on
-        thread, request = threading.get_ident(), limit.Request(environ, self.views)
+        environ["wsgi.input"] = Input(environ["wsgi.input"], request)
         limit.in_flight[thread] = request
         try:
-            body = self.app(environ, answer)
+            body = self.app(environ, start_response)
         except BaseException:
             limit.in_flight.pop(thread, None)
             raise
         return Body(body, request, thread)
+
+
+class Input(io.IOBase):
+    """A request's body. What still arrives makes progress, however slowly."""
+
+    def __init__(self, stream: Any, request: limit.Request) -> None:
+        self.stream, self.request = stream, request
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        parts, left = [], sys.maxsize if size is None or size < 0 else size
+        while left > 0 and (part := self.stream.read(min(left, RECEIVED))):
+            self.request.moved = time.monotonic()
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line: bytes = self.stream.readline(*([] if size is None or size < 0 else [size]))
+        self.request.moved = time.monotonic()
+        return line
 
 
 class Body:
@@ -100,8 +142,9 @@ class Body:
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self.body:
-            self.request.moved = time.monotonic()
-            yield part
+            for begin in range(0, len(part), SENT) or (0,):
+                self.request.moved = time.monotonic()
+                yield part[begin : begin + SENT] if len(part) > SENT else part
 
     def close(self) -> None:
         try:

@@ -7,13 +7,16 @@ import contextlib
 import json
 import math
 import os
+import random
+import signal
 import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from locust import constant_throughput, events
+import gevent
+from locust import events
 
 CLIENTS_PER_SLOT = 4
 SECONDS = 10
@@ -77,9 +80,18 @@ class Watch:
 
 
 def wait_time(user: Any) -> float:
-    """None between requests, or what makes the constant rate that was asked for."""
-    options = user.environment.parsed_options
-    return float(constant_throughput(options.rate / options.num_users)(user)) if options.rate else 0
+    """None between requests, or what makes the rate that was asked for: each client asks at times of its own, as users
+    do, whether it has waited for its last answer or not."""
+    options, now = user.environment.parsed_options, time.monotonic()
+    if not options.rate:
+        return 0
+    user.asks_at = getattr(user, "asks_at", now) + random.expovariate(options.rate / options.num_users)
+    return max(0.0, float(user.asks_at - now))
+
+
+def on_start(user: Any) -> None:
+    """Or all clients would ask as soon as they are there, which is at the same time."""
+    time.sleep(wait_time(user))
 
 
 def rate(text: str) -> float:
@@ -113,6 +125,7 @@ def begin(environment: Any, **_: Any) -> None:
     options.run_time = options.run_time or SECONDS
     page = watch.url.removesuffix(".json")
     print(f"{options.num_users} clients for {options.run_time} seconds; watch {page}", flush=True)
+    gevent.signal_handler(signal.SIGINT, environment.runner.quit)  # else it ends whatever runs when it comes
     threading.Thread(target=watch.run, daemon=True).start()  # a greenlet, since Locust has patched threads
 
 

@@ -2,6 +2,7 @@
 alone."""
 
 import http.client
+import io
 import re
 import threading
 import time
@@ -12,20 +13,29 @@ from typing import Any
 import pytest
 from flask import Flask, Response, send_file
 from flask.views import MethodView
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
 
 import pooling
 from pooling import limit
+from pooling.requests import Watched
 from tests.pooling.serving import free_port, serving, wait_until
 
 TIMEOUT = 3
 VIEWS = """
 import time
+import pooling
 from app import create_app
 
 app = create_app(web=True)
 
 @app.get("/hang")
 def hang():
+    time.sleep(600)
+
+@app.get("/late")
+@pooling.unlimited
+def late():
     time.sleep(600)
 """
 # One worker with two threads, and a ladder of times that ends below WEB_TIMEOUT.
@@ -60,12 +70,12 @@ def begin(port: int, path: str, *ids: str) -> None:
 
 
 @pytest.fixture
-def service(environ: dict[str, str], tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
-    """The port of the service, the port of its probes, and its log."""
+def service(environ: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[int, int, Path]]:
+    """The port of the service, the port of its probes, and its log. A parameter has more words for gunicorn."""
     (tmp_path / "views.py").write_text(VIEWS)
     log, port = tmp_path / "log", free_port()
     more: dict[str, Any] = environ | LEAST | {"PORT": port, "WEB_PROBE_PORT": port + 1, "PYTHONPATH": tmp_path}
-    with serving(log, "views:app", **more):
+    with serving(log, "views:app", *getattr(request, "param", ()), **more):
         yield port, port + 1, log
 
 
@@ -96,6 +106,22 @@ def test_a_worker_that_hangs_is_replaced(service: tuple[int, int, Path]) -> None
     for request_id in ("first", "second"):
         assert len(re.findall(rf"request {request_id}: GET '/hang' has made no progress", said)) == 1
     assert "time.sleep(600)" in said
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("service", [("--max-requests", "5", "--max-requests-jitter", "0")], indirect=True)
+def test_a_worker_that_ends_in_time_does_not_hang(service: tuple[int, int, Path]) -> None:
+    """It is replaced after `max_requests`, and gives its last request WEB_GRACEFUL_TIMEOUT, no more."""
+    port, probe, log = service
+    begin(port, "/late", "late")
+    wait_until(lambda: metric(probe, "web_slots_busy") == 1)
+    wait_until(lambda: get(port, "/livez") and "Autorestarting worker" in log.read_text())
+    began = time.monotonic()
+    wait_until(lambda: get(port, "/livez", 0.3)[0] == 200, 3 * TIMEOUT)
+    assert time.monotonic() - began < TIMEOUT + 2
+    assert metric(probe, "web_workers_replaced_total") == 0
+    assert metric(probe, "web_requests_over_limit_total") == 0
+    assert "WORKER TIMEOUT" not in log.read_text()
 
 
 @pytest.fixture
@@ -148,7 +174,10 @@ def test_nothing_is_left_in_flight(hanging: dict[int, limit.Request], plain: Fla
         assert len(hanging) == 1
         return send_file(tmp_path / "file.txt")
 
-    client = plain.test_client()
+    def never_closes(environ: Any, start_response: Any) -> list[bytes]:
+        return [b"".join(plain(environ, start_response))]
+
+    client = Client(Watched(plain))
     for path in ("/livez", "/nothing", "/file"):
         client.get(path).close()
     with pytest.raises(RuntimeError):
@@ -156,6 +185,8 @@ def test_nothing_is_left_in_flight(hanging: dict[int, limit.Request], plain: Fla
     assert hanging == {}
     with client.get("/stream", buffered=False) as answer:
         assert next(iter(answer.response))
+    assert hanging == {}
+    Client(Watched(never_closes)).get("/stream").close()
     assert hanging == {}
 
 
@@ -185,9 +216,70 @@ def test_a_request_is_in_flight_until_its_answer_is_closed(plain: Flask) -> None
         return response
 
     plain.add_url_rule("/closing", view_func=view)
-    plain.test_client().get("/closing").close()
+    Client(Watched(plain)).get("/closing").close()
     assert seen == [True]
     assert threading.get_ident() not in limit.in_flight
+
+
+@pytest.mark.sqlite
+def test_what_is_around_the_app_is_seen_too(hanging: dict[int, limit.Request], plain: Flask) -> None:
+    """A middleware, an app that is mounted beside ours, and a view that asks the app itself for something."""
+    seen: list[tuple[str | None, bool]] = []
+
+    def look(environ: Any, start_response: Any) -> list[bytes]:
+        (request,) = hanging.values()
+        seen.append((request.environ.get("PATH_INFO"), request.unlimited))
+        start_response("200 OK", [])
+        return []
+
+    @plain.get("/asks")
+    @pooling.unlimited
+    def asks() -> str:
+        plain.test_client().get("/livez").close()
+        look({}, lambda *_: None)
+        return ""
+
+    def middleware(environ: Any, start_response: Any) -> Any:
+        look({}, lambda *_: None)
+        return plain(dict(environ), start_response)
+
+    client = Client(Watched(DispatcherMiddleware(middleware, {"/other": look})))
+    client.get("/other/x").close()
+    client.get("/asks").close()
+    assert seen == [("/x", False), ("/asks", False), ("/asks", True)]
+    assert hanging == {}
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("way", ["read", "pieces", "lines", "readlines", "none"])
+def test_a_body_that_still_comes_or_goes_makes_progress(hanging: dict[int, limit.Request], way: str) -> None:
+    """However slowly. What arrives is what was sent, whichever way it is read."""
+    sent = b"".join(b"line %d\n" % number for number in range(1000))
+    moved: list[float] = []
+
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            moved.extend(request.moved for request in hanging.values())
+            return super().read(size)
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        stream = environ["wsgi.input"]
+        got = {
+            "read": stream.read,
+            "pieces": lambda: b"".join(iter(lambda: stream.read(7000), b"")),
+            "lines": lambda: b"".join(stream),
+            "readlines": lambda: b"".join(stream.readlines()),
+            "none": lambda: stream.read(None),
+        }[way]()
+        assert got == sent
+        start_response("200 OK", [])
+        return [got * 20, b"", b"end"]
+
+    start: Any = lambda *_: None  # noqa: E731
+    parts = list(Watched(app)({"wsgi.input": Slow(sent), "REQUEST_METHOD": "POST"}, start))
+    assert b"".join(parts) == sent * 20 + b"end"
+    assert max(map(len, parts)) < len(sent) * 20
+    assert way in {"lines", "readlines"} or len(set(moved)) > 5
 
 
 @pytest.mark.sqlite

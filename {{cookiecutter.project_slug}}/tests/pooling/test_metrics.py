@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from prometheus_client import REGISTRY
+from werkzeug.test import Client
 
-from pooling import metrics
+from pooling import metrics, reload
 from tests.pooling.conftest import engine_of
 from tests.pooling.serving import ROOT, environment
 
@@ -99,3 +101,32 @@ def test_workers_are_summed_and_a_successor_takes_over(tmp_path: Path) -> None:
     assert value(done.stdout, "db_pool_timeouts_total") == 6
     assert value(done.stdout, "db_pool_capacity") == 8
     assert {path.stem.rpartition("_")[2] for path in tmp_path.iterdir()} == {"1", "2", "master"}
+
+
+MISTAKEN = """
+from prometheus_client import Counter
+MADE = Counter("made_here", "Of the owner's.")
+"""
+SERVES = """
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return []
+"""
+
+
+@pytest.mark.sqlite
+def test_a_metric_of_the_owners_and_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In development: each try to load the app makes the metric anew, so the one of the try before has to go."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(reload, "finish_on_ctrl_c", lambda: None)
+    path, before = tmp_path / "mistaken.py", reload.collectors()
+    path.write_text(MISTAKEN + "mistake\n")
+    app = reload.Reloaded("mistaken:app")
+    for _ in range(2):
+        assert "NameError: name 'mistake' is not defined" in Client(app).get("/").text
+    path.write_text(MISTAKEN + SERVES)
+    try:
+        assert Client(app).get("/").status_code == 200
+    finally:
+        for each in reload.collectors() - before:
+            REGISTRY.unregister(each)
