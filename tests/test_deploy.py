@@ -288,14 +288,17 @@ case "$*" in
     "compose ps -q app") ls ;;
     "stop "*) echo "stopped $2" >> ../told ;;
     "rm "*) rm "$2" && echo "left $(ls | wc -l)" >> ../told ;;
-    "compose up --no-deps --no-recreate --wait app") echo > "new-$(ls | wc -l)" && echo started >> ../told ;;
+    "compose up --no-deps --no-recreate --wait app")
+        echo > "new-$(ls | wc -l)" && echo "$STARTS" >> ../told && [ "$STARTS" = started ] ;;
     *) exit 1 ;;
 esac
 """
 
 
-def test_one_instance_after_the_other(project: Path, tmp_path: Path):
-    """The loop of the page, with a script in the place of the engine, which cannot be here: there is always one."""
+@pytest.mark.parametrize("starts", ["started", "does not start"])
+def test_one_instance_after_the_other(project: Path, tmp_path: Path, starts: str):
+    """The loop of the page, with a script in the place of the engine, which cannot be here: there is always one. When a
+    new one does not start, the others are left alone."""
     (loop,) = (command for command, _ in commands(project) if command.startswith("for old in"))
     (tmp_path / "instances").mkdir()
     for name in ("old-1", "old-2"):
@@ -303,10 +306,12 @@ def test_one_instance_after_the_other(project: Path, tmp_path: Path):
     (tmp_path / "docker").write_text(DOCKER)
     (tmp_path / "docker").chmod(0o755)
     environ = CLEAN | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "INSTANCES": str(tmp_path / "instances")}
-    subprocess.run(["sh", "-ec", loop], env=environ, check=True, timeout=20)
-    told = ["stopped old-1", "left 1", "started", "stopped old-2", "left 1", "started"]
+    subprocess.run(["sh", "-c", loop], env=environ | {"STARTS": starts}, check=True, timeout=20)
+    told = ["stopped old-1", "left 1", starts]
+    told += ["stopped old-2", "left 1", starts] if starts == "started" else []
     assert (tmp_path / "told").read_text().splitlines() == told
-    assert sorted(path.name[:3] for path in (tmp_path / "instances").iterdir()) == ["new"]
+    kept = {"new-1"} if starts == "started" else {"new-1", "old-2"}
+    assert {path.name for path in (tmp_path / "instances").iterdir()} == kept
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------

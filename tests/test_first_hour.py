@@ -141,14 +141,19 @@ def environ_of(process: int) -> str:
         return ""
 
 
-def test_a_closed_terminal_ends_it(installed: Path):
-    """Nothing serves on, and the port is free again."""
+@pytest.mark.parametrize("command", ["make run", "make prod"])
+@pytest.mark.parametrize("opened_for", ["bash --norc -i", "make"])
+def test_a_closed_terminal_ends_it(installed: Path, command: str, opened_for: str):
+    """Nothing serves on, and the port is free again. An editor opens a terminal for make itself."""
+    words = opened_for.split() if opened_for != "make" else command.split()
     port = free_port()
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(installed)
-        os.execvpe("bash", ["bash", "--norc", "-i"], CLEAN | {"PORT": str(port)})  # noqa: S606
-    os.write(terminal, b"make run\n")
+        os.execvpe(words[0], words, CLEAN | {"PORT": str(port)})  # noqa: S606
+    if opened_for != "make":
+        os.read(terminal, 1000)  # the prompt: what is typed before it may be lost
+        os.write(terminal, f"{command}\n".encode())
     deadline = time.monotonic() + 60
     while True:
         try:

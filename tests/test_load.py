@@ -1,11 +1,17 @@
 """`make load` as a person runs it, on a real server: what it prints, and when it fails."""
 
+import contextlib
+import os
 import re
+import signal
+import subprocess
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import free_port, postgres, run, served
+from serving import CLEAN, free_port, postgres, run, served
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,50 @@ def test_a_constant_rate(service: int, installed: Path):
     rate = float(rows["rate"].split()[0])
     assert 15 < rate < 25
     assert "20 offered" in rows["rate"]
+
+
+NOTE = """
+from locustfile import *
+import time
+from locust import events
+
+@events.request.add_listener
+def note(response_time, **_):
+    with open("{file}", "a") as file:
+        file.write(f"{{time.time() - response_time / 1000}} ")
+"""
+
+
+def test_a_rate_is_spread(service: int, installed: Path, tmp_path: Path):
+    """Clients that all asked at the same time would wait for each other, and for nothing else."""
+    own, times = tmp_path / "own.py", tmp_path / "times"
+    own.write_text(NOTE.format(file=times))
+    code, text, _ = load(installed, service, f'RATE=60 ARGS="--run-time 5s -f {own}"', PYTHONPATH=str(installed))
+    assert code == 0, text
+    tenths = Counter(int(float(line) * 10) for line in times.read_text().split())
+    assert tenths.total() > 200
+    assert max(tenths.values()) < 24, tenths  # 6 on average
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 1.5])
+def test_ctrl_c_ends_it_with_what_was_found(service: int, installed: Path, seconds: float):
+    """At once, whatever runs at that moment, and without a traceback."""
+    environ = CLEAN | {"PORT": str(service), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        ["make", "load", "ARGS=--run-time 60s"], cwd=installed, env=environ, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout
+            text = next(line for line in process.stdout if " clients for " in line)
+            time.sleep(seconds)
+            os.killpg(process.pid, signal.SIGINT)
+            text += process.communicate(timeout=20)[0]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert "Traceback" not in text, text
+    assert "slots        " in text, text
 
 
 def test_failures_fail(service: int, installed: Path, tmp_path: Path):

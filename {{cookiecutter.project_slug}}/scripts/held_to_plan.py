@@ -21,6 +21,7 @@ from locust import events
 CLIENTS_PER_SLOT = 4
 SECONDS = 10
 SAMPLE_SECONDS = 0.2
+TELL_SECONDS = 2
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -47,14 +48,23 @@ class Watch:
             found = json.load(answer)
         return found["plan"], {name: value or 0 for name, value in found["now"].items()}
 
-    def sample(self) -> None:
+    def sample(self) -> dict[str, float] | None:
         with contextlib.suppress(OSError, ValueError):
             _, now = self.ask()
             self.most = {name: max(value, now[name]) for name, value in self.most.items()}
+            return now
+        return None
 
     def run(self) -> None:
+        began = told = time.monotonic()
         while True:
-            self.sample()
+            now = self.sample()
+            if now and time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                busy, opened = now["web_slots_busy"], now["db_connections_open"]
+                slots, held = self.plan["slots"], self.plan["connections_per_instance"]
+                line = f"{busy:.0f} of {slots} slots busy, {opened:.0f} of {held} connections open"
+                print(f"{told - began:4.0f} s  {line}", flush=True)
             time.sleep(SAMPLE_SECONDS)
 
     def report(self) -> list[tuple[str, str]]:

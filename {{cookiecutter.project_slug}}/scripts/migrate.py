@@ -24,12 +24,13 @@ def main() -> int:
     if not message:
         print('say what changed: make migrate m="add tags"', file=sys.stderr)
         return 2
-    print("Comparing the models with the migrations, on a Postgres that is made for this", flush=True)
+    print("Comparing the models with the migrations, on a Postgres that is made for this: about 5 seconds", flush=True)
     try:
         with (
             tempfile.TemporaryDirectory(prefix="migrate-") as folder,
             postgres.running(Path(folder) / "data", defaults.SERVICE_NAME, settings={"fsync": "off"}) as url,
         ):
+            print("  the database is there; the migrations, and then the models:", flush=True)
             failed = flask_db(url, "upgrade") or flask_db(url, "migrate", "-m", message)
     except postgres.PostgresError as error:
         print(error, file=sys.stderr)
