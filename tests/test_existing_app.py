@@ -132,7 +132,7 @@ def test_plan_and_check(shop: Path, installed: Path, database: str):
     """The commands of the document show the plan, and that it fits."""
     settings = environ(installed, database)
     plan = say("flask --app shop pool plan", shop, settings)
-    assert "1 instances x 2 workers x (3 + 0) = 6 of 47 connections" in plan.stdout
+    assert "1 instance x 2 workers x (3 + 0) = 6 of 47 connections" in plan.stdout
     assert say("flask --app shop pool check", shop, settings | {"DB_MAX_CONNECTIONS": "100"}).returncode == 0
 
 

@@ -124,8 +124,6 @@ def service(owned: Path, venv: Path, tmp_path_factory: pytest.TempPathFactory) -
             "DB_BINDS": "1",
         }
         subprocess.run([venv / "flask", "db", "upgrade"], cwd=owned, env=environ, check=True, timeout=60)
-        with psycopg.connect(second, autocommit=True) as connection:
-            connection.execute("create table notes (id serial primary key, title text)")
         log = folder / "log"
         with log.open("wb") as output:
             server = subprocess.Popen([venv / "gunicorn"], cwd=owned, env=environ, stdout=output, stderr=output)

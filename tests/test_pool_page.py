@@ -44,7 +44,7 @@ def test_it_fits_and_obeys_its_own_policy(service: int, browser: chromium.Page, 
     colour = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, colour[4:-1].split(","))) > 3 * 128) == (scheme == "light")
     plan = browser.ask("document.getElementById('sum').textContent")
-    assert plan == "2 instances ×1 workers ×2 connections=4 of87 usable"
+    assert plan == "2 instances ×1 worker ×2 connections=4 of87 usable"
     assert browser.ask("document.querySelectorAll('#slots i').length") == 2
 
 

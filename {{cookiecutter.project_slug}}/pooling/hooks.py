@@ -293,8 +293,10 @@ def _url(address: Any) -> str:
 
 def _backlog(sockets: Any) -> float:
     """gunicorn asks the kernel, where it can: on Linux, and not about a unix socket."""
-    waiting = [each.get_backlog() for each in sockets]
-    return sum(waiting) if waiting and min(waiting) >= 0 else math.nan
+    with contextlib.suppress(struct.error):  # a kernel that says less of a socket than Linux
+        waiting = [each.get_backlog() for each in sockets]
+        return sum(waiting) if waiting and min(waiting) >= 0 else math.nan
+    return math.nan
 
 
 def _refuse(server: Any, why: str) -> Any:
