@@ -61,7 +61,15 @@ def test_defaults_of_the_server_fit_both_databases(copy: Path, server: str):
         assert row == (False, True, "white", 1, False)
 
 
-SECOND = """
+SECOND = """    kind: Mapped[Kind] = mapped_column(server_default="BIG")
+
+
+class Other(db.Model):
+    __tablename__ = "others"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[Kind]
+
 
 class Entry(db.Model):
     __tablename__ = "entries"
@@ -69,7 +77,20 @@ class Entry(db.Model):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     what: Mapped[str]
+    level: Mapped[Level]
 """
+TWO_ENUMS = """
+class Kind(Enum):
+    BIG = "big"
+    SMALL = "small"
+
+
+class Level(Enum):
+    HIGH = "high"
+    LOW = "low"
+
+
+class Note("""
 BIND = """
         "SQLALCHEMY_BINDS": {
             "audit-log": {
@@ -91,7 +112,15 @@ def test_a_second_database(copy: Path, server: str):
     """Its tables are written, made and taken back by the same commands, each in its own database."""
     models, config = copy / "app" / "models.py", copy / "app" / "config.py"
     colour = '    colour: Mapped[str] = mapped_column(String(20), server_default="white")\n'
-    models.write_text(models.read_text() + colour + SECOND)
+    text = models.read_text().replace("\nclass Note(", TWO_ENUMS) + colour + SECOND
+    models.write_text(
+        text.replace(
+            "from datetime import UTC, datetime\n", "from datetime import UTC, datetime\nfrom enum import Enum\n"
+        )
+    )
+    refused = run('make migrate m="audit"', copy)
+    assert "a model has __bind_key__ = 'audit-log', which is not in SQLALCHEMY_BINDS" in refused.stdout
+    assert "Traceback" not in refused.stdout
     text = config.read_text()
     anchor = '        "SQLALCHEMY_DATABASE_URI": settings.database,\n'
     assert anchor in text
@@ -117,9 +146,9 @@ def test_a_second_database(copy: Path, server: str):
         more = {"APP_ENV": "development", "AUDIT_URL": urls[1]} | ({"DATABASE_URL": urls[0]} if urls[0] else {})
         places = [str(file) for file in files] if urls[0] is None else [server, second]
         for version, found in (
-            ("head", [{"notes"}, {"entries"}]),
+            ("head", [{"notes", "others"}, {"entries"}]),
             ("base", [set(), set()]),
-            ("head", [{"notes"}, {"entries"}]),
+            ("head", [{"notes", "others"}, {"entries"}]),
         ):
             way = "upgrade" if version == "head" else "downgrade"
             done = run(f".venv/bin/flask db {way} {version}", copy, **more)

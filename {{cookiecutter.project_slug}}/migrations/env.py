@@ -152,6 +152,8 @@ def in_one_line(error: SQLAlchemyError) -> str:
 def main() -> None:
     """Each database of SQLALCHEMY_BINDS that has tables is migrated after the first one."""
     for key in sorted(db.metadatas, key=lambda key: (key is not None, key)):
+        if key not in db.engines:
+            sys.exit(f"a model has __bind_key__ = {key!r}, which is not in SQLALCHEMY_BINDS")
         engine = db.engines[key]
         if context.is_offline_mode():
             context.configure(url=engine.url, literal_binds=True, **options(key))

@@ -80,6 +80,8 @@ def look_at_what_was_found(ctx: object, revision: object, directives: list[Any])
     for column in (each.column for each in operations(up) if isinstance(each, AddColumnOp)):
         if not column.nullable and not (column.server_default or column.computed or column.identity):
             log.warning("%s is NOT NULL, and %s", column.name, HOW_TO_FILL_ROWS)
+    if len(upgrades) == 1:
+        made_before.clear()
     make_enums(up, down)
 
 
@@ -131,12 +133,12 @@ made_before: set[str] = set()  # enums whose types are made before the tables, s
 
 def make_enums(up: OpContainer, down: OpContainer) -> None:
     """Make the types that each way needs, and drop on the way back what nobody else uses."""
-    made_before.clear()
     both_ways = [(up, down, enums_of(up)), (down, up, enums_of(down))]
     for _, _, uses in both_ways:
         names = [str(kind.name) for _, kind in uses]
         made_before.update(str(kind.name) for adds, kind in uses if adds or names.count(str(kind.name)) > 1)
-    everywhere = [str(kind.name) for table in db.metadata.tables.values() for kind in enums(table.columns)]
+    tables = context.get_context().opts["target_metadata"].tables.values()
+    everywhere = [str(kind.name) for table in tables for kind in enums(table.columns)]
     for forth, back, uses in both_ways:
         for name, kind in {str(kind.name): kind for _, kind in uses}.items():
             if name in made_before:
