@@ -112,9 +112,10 @@ def at_once(command: str, project: Path, seconds: float, **environ: str) -> tupl
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 1, 1.8])
 @pytest.mark.parametrize("target", ["run", "prod", "plan"])
 def test_ctrl_c_at_once(installed: Path, target: str, seconds: float):
-    """No traceback, whenever it comes."""
+    """No traceback, whenever it comes. Python itself shows one in the instant before it runs a line of ours."""
     _, shown = at_once(f"make {target}", installed, seconds, PORT=str(free_port()))
-    assert "Traceback" not in shown, shown
+    starting = "Fatal Python error: init_import_site" in shown or "Could not import runpy module" in shown
+    assert "Traceback" not in shown or starting, shown
     assert processes(below=installed / "instance") == {}
 
 

@@ -7,9 +7,12 @@ The Makefile starts everything that takes a second to load by this. It also need
 line does not survive every path.
 """
 
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # gunicorn and scripts/prod.py set their own when they are loaded
+
 import os
 import runpy
-import signal
 import sys
 
 
@@ -29,7 +32,6 @@ def end_with_the_terminal() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # gunicorn and scripts/prod.py set their own when they are loaded
     end_with_the_terminal()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
