@@ -30,7 +30,7 @@ def main() -> int:
             tempfile.TemporaryDirectory(prefix="migrate-") as folder,
             postgres.running(Path(folder) / "data", defaults.SERVICE_NAME, settings={"fsync": "off"}) as url,
         ):
-            print("  the database is there; the migrations, and then the models:", flush=True)
+            print("The database is ready: running the migrations, then comparing the models", flush=True)
             failed = flask_db(url, "upgrade") or flask_db(url, "migrate", "-m", message)
     except postgres.PostgresError as error:
         print(error, file=sys.stderr)
