@@ -176,7 +176,8 @@ def main(answers, environ=os.environ, version=sys.version_info):
     if found:
         print("Refused:", "; ".join(found), file=sys.stderr)
         if "_repo_dir" in answers:  # cruft has other ways to pass answers
-            print("To try again with the answers that were right:", again(answers), file=sys.stderr)
+            print("To try again (Enter keeps the answers that were right):", again(answers), file=sys.stderr)
+            print("What Cookiecutter says below only means that these answers were refused.", file=sys.stderr)
     return 1 if found else 0
 
 

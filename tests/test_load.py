@@ -34,7 +34,7 @@ def test_clients_that_wait_for_their_answers(service: int, installed: Path):
     code, text, rows = load(installed, service, 'ARGS="--run-time 3s"')
     assert code == 0, text
     assert re.fullmatch(r"[1-9]\d+ good, 0 failed", rows["answers"])
-    assert rows["rate"].endswith(" a second, 16 clients")
+    assert rows["rate"].endswith(" good answers a second, 16 clients")
     assert re.fullmatch(r"p50 \d+ ms, p95 \d+ ms, p99 \d+ ms", rows["latency"])
     assert re.fullmatch(r"[1-4] of 4 open at most", rows["connections"])
     assert "2 instances x 2 workers x (2 + 0) = 8 of 87" in rows["plan"]
@@ -92,6 +92,29 @@ def test_ctrl_c_ends_it_with_what_was_found(service: int, installed: Path, secon
                 os.killpg(process.pid, signal.SIGKILL)
     assert "Traceback" not in text, text
     assert "slots        " in text, text
+
+
+def test_a_service_that_goes_away(installed: Path):
+    """Refused connections come back at once. They are failures, and no part of the rate."""
+    environ = CLEAN | {"PORT": str(port := free_port()), "PYTHONUNBUFFERED": "1"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(served("exec make run", installed, port))
+        with subprocess.Popen(
+            ["make", "load", "ARGS=--run-time 12s"], cwd=installed, env=environ, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            assert process.stdout
+            text = next(line for line in process.stdout if " clients for " in line)
+            time.sleep(3)
+            stack.close()
+            text += process.communicate(timeout=60)[0]
+    assert process.returncode != 0, text
+    assert "s  the service does not answer\n" in text, text
+    assert f"problem      the service does not answer any more: http://127.0.0.1:{port}/pool.json" in text, text
+    good, failed = map(int, re.search(r"^answers +(\d+) good, (\d+) failed$", text, re.MULTILINE).groups())
+    rate = float(re.search(r"^rate +([\d.]+) good answers a second", text, re.MULTILINE)[1])
+    assert rate == pytest.approx(good / 12, rel=0.1)
+    assert failed > good
 
 
 def test_failures_fail(service: int, installed: Path, tmp_path: Path):

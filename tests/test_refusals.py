@@ -112,9 +112,12 @@ def runs(template: Path, cli: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 def refusal(result: subprocess.CompletedProcess[str], left: list[Path]) -> str:
     """The first line of a run that was refused and left nothing; the second is the command that asks again."""
     assert result.returncode == 1, result.stdout
-    line, again = result.stderr.splitlines()
+    line, again, below = result.stderr.splitlines()
     assert line.startswith("Refused: ")
-    assert again.startswith(f"To try again with the answers that were right: {sys.executable} -m cookiecutter ")
+    assert again.startswith(
+        f"To try again (Enter keeps the answers that were right): {sys.executable} -m cookiecutter "
+    )
+    assert below == "What Cookiecutter says below only means that these answers were refused."
     assert [path.name for path in left] == ["work"]
     return line
 

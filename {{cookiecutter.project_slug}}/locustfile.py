@@ -5,7 +5,8 @@
     make load ARGS="--users 20 --run-time 60s"
 
 The first finds out how much the service can do. Only the second shows waiting as users see it, since clients that wait
-for their answers ask less when the service is slow.
+for their answers ask less when the service is slow. Both only read. Fill the tables first: an empty page costs less
+than yours will.
 """
 
 from locust import HttpUser, task

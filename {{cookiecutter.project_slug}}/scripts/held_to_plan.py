@@ -11,6 +11,7 @@ import random
 import signal
 import threading
 import time
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -49,7 +50,7 @@ class Watch:
         return found["plan"], {name: value or 0 for name, value in found["now"].items()}
 
     def sample(self) -> dict[str, float] | None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, HTTPException):
             _, now = self.ask()
             self.most = {name: max(value, now[name]) for name, value in self.most.items()}
             return now
@@ -59,11 +60,13 @@ class Watch:
         began = told = time.monotonic()
         while True:
             now = self.sample()
-            if now and time.monotonic() - told > TELL_SECONDS:
+            if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                busy, opened = now["web_slots_busy"], now["db_connections_open"]
                 slots, held = self.plan["slots"], self.plan["connections_per_instance"]
-                line = f"{busy:.0f} of {slots} slots busy, {opened:.0f} of {held} connections open"
+                line = "the service does not answer"
+                if now:
+                    busy, opened = now["web_slots_busy"], now["db_connections_open"]
+                    line = f"{busy:.0f} of {slots} slots busy, {opened:.0f} of {held} connections open"
                 print(f"{told - began:4.0f} s  {line}", flush=True)
             time.sleep(SAMPLE_SECONDS)
 
@@ -84,6 +87,8 @@ class Watch:
         ]
 
     def problem(self) -> str | None:
+        if self.sample() is None:
+            return f"the service does not answer any more: {self.url}"
         held = max(self.most["db_connections_open"], self.most["db_pool_checked_out"])
         planned = self.plan["connections_per_instance"]
         return f"{held:.0f} connections, more than the {planned} of the plan" if held > planned else None
@@ -152,18 +157,18 @@ def stop(environment: Any, **_: Any) -> None:
 @events.quitting.add_listener
 def end(environment: Any, **_: Any) -> None:
     watch, total, options = environment.watch, environment.stats.total, environment.parsed_options
-    watch.sample()
+    problem, good = watch.problem(), total.num_requests - total.num_failures
     if watch.lasted < 0:  # Ctrl-C
         watch.lasted += time.monotonic()
     offered = f", {options.rate:g} offered" if options.rate else f", {options.num_users} clients"
     percentiles = (f"p{share} {total.get_response_time_percentile(share / 100):.0f} ms" for share in (50, 95, 99))
     rows = [
-        ("answers", f"{total.num_requests - total.num_failures} good, {total.num_failures} failed"),
-        ("rate", f"{total.num_requests / watch.lasted:.1f} a second{offered}"),
+        ("answers", f"{good} good, {total.num_failures} failed"),
+        ("rate", f"{good / watch.lasted:.1f} good answers a second{offered}"),
         ("latency", ", ".join(percentiles)),
         *watch.report(),
     ]
-    if problem := watch.problem():
+    if problem:
         rows.append(("problem", problem))
         environment.process_exit_code = 1
     if options.html_file:
