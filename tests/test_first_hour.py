@@ -190,6 +190,15 @@ def test_a_port_in_use_is_said_first(fresh: Path, taken: int, command: str):
         assert not (fresh / ".venv").exists()
 
 
+def test_the_port_of_the_probes_in_use_is_said_first(fresh: Path, taken: int):
+    """It is the next one, or WEB_PROBE_PORT."""
+    for environ in ({"PORT": str(taken - 1)}, {"PORT": str(free_port()), "WEB_PROBE_PORT": str(taken)}):
+        said = run("make prod", fresh, **environ)
+        assert said.returncode
+        assert said.stdout.startswith(f"127.0.0.1:{taken} is in use; set WEB_PROBE_PORT to a free port")
+        assert not (fresh / ".venv").exists()
+
+
 @pytest.mark.parametrize("more", ["UV=", f"UV={uv()}"])
 def test_an_old_python(fresh: Path, tmp_path: Path, more: str):
     """One line, and nothing is left."""

@@ -152,6 +152,10 @@ def test_prod(installed: Path):
         assert shown
         most, capacity = map(int, shown.groups())
         assert 0 < most <= capacity
+        second = run("make prod", installed, PORT=str(free_port()))
+        assert second.returncode
+        assert "a Postgres runs on" in second.stdout
+        assert "already: stop what started it, such as `make prod`" in second.stdout
         sockets = (cluster / "postmaster.pid").read_text().splitlines()[4]
         assert "verdict        the plan fits" in pool_check(installed, f"postgresql://app@/my_service?host={sockets}")
     with served("make prod", installed, port) as address:

@@ -113,6 +113,8 @@ def engine_options(settings: Settings, url: str | URL, process: str) -> dict[str
 
 def process(settings: Settings, *, web: bool, job: str | None) -> str:
     """What kind of process this is, for the pool and for the name of its connections."""
+    if web and job:
+        raise SettingsError([f"create_app(web=True, job={job!r}): a process is a web worker or a job; leave one out"])
     if job is None and not web:
         job = settings.app_job
     if job is not None and job not in settings.app_jobs:

@@ -159,6 +159,8 @@ def limit(apply: bool, admin_url: str | None) -> None:
         return
     try:
         url = database_url(admin_url) if admin_url else url
+        if url.get_backend_name() != "postgresql":
+            raise ValueError("the role is one of a Postgres server: postgresql://admin@host/name")
         with sa.create_engine(url, **engine_options(settings, url)).begin() as connection:
             if connection.scalar(sa.text("select rolsuper from pg_roles where rolname = :role"), {"role": role}):
                 raise click.ClickException(f"{role} is a superuser, whom no limit holds; give the service its own role")

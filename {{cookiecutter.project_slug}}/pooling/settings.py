@@ -50,6 +50,7 @@ PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurre
 SECRET = re.compile("SECRET|PASSWORD|TOKEN|KEY|URL|DSN")
 # Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
 INJECTED = re.compile(r"(tcp|udp|sctp)://")
+PREFIXES = ("APP_", "DB_", "WEB_")
 OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to count as misspelt
 
 
@@ -316,10 +317,13 @@ def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[st
     known = {name.upper() for name in settings.model_fields}
     for name, value in sorted(given.items()):
         readable = name.strip("\ufeff \t\r")  # a byte order mark is what an editor leaves at the start of a file
-        if name in known or not readable.startswith(("APP_", "DB_", "WEB_")) or INJECTED.match(value):
+        if name in known or not readable.startswith(PREFIXES) or INJECTED.match(value):
             continue
         cutoff = 0.9 if name.endswith(OFTEN_INJECTED) else 0.85
-        if near := difflib.get_close_matches(readable, known, n=1, cutoff=cutoff):
+        if difflib.get_close_matches(readable, known, n=1, cutoff=cutoff):
+            # DB_TIMEOUT is almost WEB_TIMEOUT, but means one of the database's.
+            other = tuple({*PREFIXES} - {readable.partition("_")[0] + "_"})
+            near = difflib.get_close_matches(readable, [each for each in known if not each.startswith(other)], n=1)
             yield f"{_named(ascii(name)[1:-1], value)}: no such setting; did you mean {near[0]}?"
 
 

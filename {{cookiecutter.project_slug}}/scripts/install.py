@@ -2,7 +2,8 @@
 
     python scripts/install.py [--ports N] [--uv UV] [requirements/prod.txt "what the service needs"]
 
-With --ports 1, PORT has to be free, with 2 the next one as well. This is checked before anything is installed.
+With --ports 1, PORT has to be free, with 2 the port of the probes as well. They are checked before anything is
+installed.
 """
 
 from __future__ import annotations
@@ -74,16 +75,19 @@ def refuse_ports_in_use(ports: int) -> None:
         port = (re.findall(r"^PORT=(\d+)$", text, re.MULTILINE) or [""])[-1]
     if port and not re.fullmatch("[0-9]{1,5}", port):
         return  # the settings say what is wrong with it
-    for number in range(ports):
+    first = int(port or 8000)
+    wanted = [(first, "PORT")]
+    probes = os.environ.get("WEB_PROBE_PORT") or str(first + 1)
+    if ports > 1 and probes.isdecimal() and int(probes):  # 0: there are none
+        wanted.append((int(probes), "WEB_PROBE_PORT"))
+    for number, variable in wanted[:ports]:
         with socket.socket() as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            address = ("127.0.0.1", int(port or 8000) + number)
             try:
-                one.bind(address)
+                one.bind(("127.0.0.1", number))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    what = "set PORT to a free port" + (" with a free one after it" if ports > 1 else "")
-                    raise InstallError(f"{address[0]}:{address[1]} is in use; {what}") from None
+                    raise InstallError(f"127.0.0.1:{number} is in use; set {variable} to a free port") from None
             except OverflowError:
                 return
 

@@ -188,7 +188,10 @@ def _started(
         try:
             if not _accepts(server, sockets, settings["port"]):
                 log.seek(start_of_log)
-                raise PostgresError(f"Postgres does not start on {data}:\n{log.read()[-2000:]}")
+                said = log.read()[-2000:]
+                if 'lock file "postmaster.pid" already exists' in said:
+                    raise PostgresError(f"a Postgres runs on {data} already: stop what started it, such as `make prod`")
+                raise PostgresError(f"Postgres does not start on {data}:\n{said}")
             yield
         finally:
             _stop(server)

@@ -146,7 +146,7 @@ def make_app(environ: dict[str, str]) -> Iterator[Callable[..., Flask]]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in more.items():
                 patch.setenv(name, str(value))
-            app = create_app(web=web, job=job)
+            app = create_app(web=web and not job, job=job)
         app.testing = True
         made.append(app)
         return app

@@ -66,6 +66,8 @@ def test_a_job_in_production_has_its_share(monkeypatch: pytest.MonkeyPatch) -> N
     assert (pool.size(), pool._max_overflow, beat.size()) == (3, 0, 1)
     with pytest.raises(SettingsError, match="'cleaner' is not in APP_JOBS, which has worker, beat"):
         create_app(job="cleaner")
+    with pytest.raises(SettingsError, match="a web worker or a job"):
+        create_app(web=True, job="worker")
 
 
 @pytest.mark.sqlite

@@ -202,6 +202,10 @@ def test_the_limit_of_the_role(make_plain: Callable[..., Flask], own_postgres: s
     assert "permission denied" in refused.output
     assert "DATABASE_ADMIN_URL has to name a superuser" in refused.output
 
+    elsewhere = runner.invoke(args=["pool", "limit", "--apply"], env={"DATABASE_ADMIN_URL": "sqlite:///admin.db"})
+    assert elsewhere.exit_code == 2
+    assert "DATABASE_ADMIN_URL: the role is one of a Postgres server" in elsewhere.output
+
     admin = own_postgres.replace("//app@", "//postgres@")
     applied = runner.invoke(args=["pool", "limit", "--apply"], env={"DATABASE_ADMIN_URL": admin})
     assert applied.exit_code == 0, applied.output

@@ -101,6 +101,12 @@ def test_misspelt_names_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("did you mean " in problem for problem in found)
 
 
+def test_what_is_proposed_is_of_the_same_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DB_TIMEOUT is almost WEB_TIMEOUT."""
+    (problem,) = problems(monkeypatch, DB_TIMEOUT="5")
+    assert problem == "DB_TIMEOUT='5': no such setting; did you mean DB_POOL_TIMEOUT?"
+
+
 @pytest.mark.parametrize("value", ["tcp://10.0.0.1:80", "udp://10.0.0.1:80"])
 def test_a_service_may_be_called_web_probe(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """Kubernetes then sets a variable that is ours, too."""
