@@ -300,6 +300,17 @@ def read_only(url: str, folder: Path) -> str:
     return stopped(url, "default_transaction_read_only=on", "insert into notes (title) values ('x')")
 
 
+@provokes("server is in hot standby mode")
+def a_replica(url: str, folder: Path) -> str:
+    """A server that only replays what another one has written."""
+    data = folder / "replica"
+    with postgres.running(data, "test"):
+        pass
+    (data / "standby.signal").touch()
+    with postgres.running(data, "test") as replica:
+        return error_of(lambda: psycopg.connect(replica, target_session_attrs="primary"))
+
+
 @provokes("session is read-only")
 def no_server_takes_writes(url: str, folder: Path) -> str:
     options = "-c default_transaction_read_only=on"

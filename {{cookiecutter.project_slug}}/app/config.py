@@ -98,6 +98,8 @@ def for_flask(settings: Settings, process: str) -> Mapping[str, Any]:
         "SECRET_KEY": secret.get_secret_value() if secret else "not-for-production",
         "SESSION_COOKIE_SECURE": settings.in_production,
         "SESSION_COOKIE_SAMESITE": "Lax",
+        "REMEMBER_COOKIE_SECURE": settings.in_production,  # Flask-Login's
+        "REMEMBER_COOKIE_SAMESITE": "Lax",
         "MAX_CONTENT_LENGTH": 1024 * 1024,
         "SQLALCHEMY_DATABASE_URI": settings.database,
         "SQLALCHEMY_ENGINE_OPTIONS": engine_options(settings, settings.database, process),

@@ -10,10 +10,12 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from flask import Flask, Response, abort, jsonify, request
+from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import HTTP_STATUS_CODES
 
 import pooling
 
@@ -31,23 +33,27 @@ def init_app(app: Flask) -> None:
         app.register_error_handler(kind, database_problem)
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None, **members: Any) -> Response:
+def problem(status: int, detail: Any, headers: dict[str, str] | None = None, **members: Any) -> Response:
     """A problem document; `members` are extensions of its own."""
-    response = jsonify(type="about:blank", title=HTTPStatus(status).phrase, status=status, detail=detail, **members)
+    title = HTTP_STATUS_CODES.get(status, "Unknown Error")
+    response = jsonify(type="about:blank", title=title, status=status, detail=detail, **members)
     response.status_code = status
     response.mimetype = "application/problem+json"
     response.headers.update(headers or {})
     return response
 
 
-def http_problem(error: HTTPException) -> Response | HTTPException:
+def http_problem(error: HTTPException) -> ResponseReturnValue | HTTPException:
     """404, 405, 413, 415, 500 and the rest, with the headers that belong to them (Allow on a 405)."""
     if error.response is not None or error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return error  # a redirect, or a response made by hand
+    if (unexpected := getattr(error, "original_exception", None)) and pooling.is_transient(unexpected):
+        return database_problem(unexpected)  # raised outside of a view: in a hook, or where the session is loaded
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return error
     headers = {name: value for name, value in error.get_headers(request.environ) if name != "Content-Type"}
-    return problem(error.code, error.description or "", headers)
+    detail = error.description or ""
+    return problem(error.code, detail if isinstance(detail, str | dict | list) else str(detail), headers)
 
 
 def valid(model: type[Model], sent: Any) -> Model:
@@ -64,9 +70,9 @@ def valid(model: type[Model], sent: Any) -> Model:
         abort(problem(422, "The request does not fit the schema.", errors=errors))
 
 
-def database_problem(error: Exception) -> Response:
+def database_problem(error: Exception) -> ResponseReturnValue:
     if not pooling.is_transient(error):
-        raise error
+        return pooling.next_handler(error, database_problem)
     log.warning("the database did not serve this request: %s", getattr(error, "orig", error))
     # A client whose request may have written something is not told to send it again.
     headers = {} if pooling.may_have_written() else {"Retry-After": str(RETRY_AFTER_SECONDS)}

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 from urllib.parse import quote
 
-from flask import g, has_request_context
+from flask import has_request_context, request
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
 from app.config import Environment
@@ -26,7 +26,7 @@ class RequestIdFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "request_id"):  # else it was given to the logger
-            record.request_id = g.get("request_id", "-") if has_request_context() else "-"
+            record.request_id = request.environ.get("REQUEST_ID", "-") if has_request_context() else "-"
         return True
 
 

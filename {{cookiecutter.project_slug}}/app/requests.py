@@ -4,8 +4,13 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask, Response, g, request
+from flask import Flask
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -22,26 +27,34 @@ log = logging.getLogger("app.access")
 
 
 def init_app(app: Flask) -> None:
-    app.before_request(begin)
-    app.after_request(end)  # registered first, so it runs last, and sees what others have set
+    app.wsgi_app = Middleware(app.wsgi_app)  # type: ignore[method-assign]
 
 
-def begin() -> None:
-    g.began = time.perf_counter()
-    given = request.headers.get("X-Request-ID", "")
-    # Only what is safe to repeat in a log and a header; anything else is replaced.
-    g.request_id = given if VALID_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-    request.environ["REQUEST_ID"] = g.request_id
+class Middleware:
+    """Around the app, and not hooks in it: a hook that fails, or that answers by itself, keeps others from running."""
 
+    def __init__(self, app: "WSGIApplication") -> None:
+        self.app = app
 
-def end(response: Response) -> Response:
-    if "request_id" not in g:  # somebody else's hook answered before ours was asked
-        begin()
-    for name, value in SECURITY_HEADERS.items():
-        if name not in response.headers:
-            response.headers.add(name, value)
-    response.headers["X-Request-ID"] = g.request_id
-    duration_ms = round((time.perf_counter() - g.began) * 1000, 2)
-    line = {"request_id": g.request_id, "method": request.method, "path": request.path, "status": response.status_code}
-    log.info("request", extra=line | {"duration_ms": duration_ms, "remote_address": request.remote_addr})
-    return response
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        began = time.perf_counter()
+        given = environ.get("HTTP_X_REQUEST_ID", "")
+        # Only what is safe to repeat in a log and a header; anything else is replaced.
+        request_id = given if VALID_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        environ["REQUEST_ID"] = request_id
+
+        def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            there = {name.lower() for name, _ in headers}
+            added = [(name, value) for name, value in SECURITY_HEADERS.items() if name.lower() not in there]
+            line = {
+                "request_id": request_id,
+                "method": environ["REQUEST_METHOD"],
+                "path": environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace"),
+                "status": int(status[:3]),
+                "duration_ms": round((time.perf_counter() - began) * 1000, 2),
+                "remote_address": environ.get("REMOTE_ADDR"),
+            }
+            log.info("request", extra=line)
+            return start_response(status, [*headers, *added, ("X-Request-ID", request_id)], *error)
+
+        return self.app(environ, answer)

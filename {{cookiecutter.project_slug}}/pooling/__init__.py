@@ -11,7 +11,7 @@ gunicorn.conf.py takes its numbers from `settings.plan` and its hooks from `pool
 """
 
 from pooling.engine import CLI, WEB, NullPool, QueuePool, engine_options
-from pooling.errors import is_transient, may_have_written, reason
+from pooling.errors import is_transient, may_have_written, next_handler, reason
 from pooling.extension import init_app, run, state
 from pooling.limit import unlimited
 from pooling.settings import DatabaseUrl, Seconds, Settings, SettingsError, Whole
@@ -19,6 +19,6 @@ from pooling.sizing import Plan, PlanError, plan
 
 __all__ = [
     "CLI", "WEB", "DatabaseUrl", "NullPool", "Plan", "PlanError", "QueuePool", "Seconds", "Settings",
-    "SettingsError", "Whole", "engine_options", "init_app", "is_transient", "may_have_written", "plan",
+    "SettingsError", "Whole", "engine_options", "init_app", "is_transient", "may_have_written", "next_handler", "plan",
     "reason", "run", "state", "unlimited"
 ]  # fmt: skip

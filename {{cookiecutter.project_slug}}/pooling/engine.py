@@ -153,11 +153,16 @@ def _time_limits(settings: Settings, process: str) -> dict[str, int]:
     return {name: round(seconds * 1000) for name, seconds in limits.items()}
 
 
-def watch(engine: Engine, settings: Settings, process: str) -> None:
-    """Attach what has to happen at connect, checkout, begin, error and fork. Call it once for each engine."""
+def watch(engine: Engine, settings: Settings, process: str, *, is_own: bool = True) -> None:
+    """Attach what has to happen at connect, checkout, begin, error and fork. Call it once for each engine.
+
+    :param is_own: the service's own database. Another one of SQLite may be somebody else's file, or read-only.
+    """
     _engines.add(engine)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "connect", _check_foreign_keys)
+        if is_own:
+            event.listen(engine, "connect", _write_ahead)
     if engine.dialect.name != "postgresql":
         return
     if "target_session_attrs" not in urls.said(engine.url):
@@ -246,10 +251,16 @@ def _says(connection: Any, name: str) -> str | None:
     return said
 
 
-def _prepare_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    """SQLite forgets both for each connection that is opened, and NullPool opens one for each use."""
+def _check_foreign_keys(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    """SQLite has to be told for each connection that is opened, and NullPool opens one for each use."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _write_ahead(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
+    """Readers do not wait for a writer. It is kept in the file."""
+    cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
     cursor.close()
 

@@ -1,13 +1,20 @@
 """Which errors of the database may be gone in a moment, and whether the request may be sent again."""
 
 import sqlite3
+from collections.abc import Callable
+from typing import Any
 
 import psycopg
-from flask import g, has_request_context, request
+from flask import current_app, g, has_request_context, request
+from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 READ_ONLY_SQL_TRANSACTION = "25006"
+# How a SQLSTATE begins that may be gone in a moment: connection, conflict of transactions, resources, operator (which
+# has the timeouts), object in use, lock not available, system and I/O error. Anything else, as a row that is too long
+# for its index (54000), would be the same next time.
+TRANSIENT = ("08", "40", "53", "57", "55006", "55P03", "58000", "58030")
 SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -23,7 +30,21 @@ def is_transient(error: Exception) -> bool:
         return True
     if isinstance(error.orig, sqlite3.Error):
         return getattr(error.orig, "sqlite_errorcode", None) in SQLITE_BUSY
-    return isinstance(error.orig, psycopg.OperationalError)
+    if not isinstance(error.orig, psycopg.OperationalError):
+        return False
+    # None: it was not the server who said it, but libpq, which got no connection or no answer.
+    return error.orig.sqlstate is None or error.orig.sqlstate.startswith(TRANSIENT)
+
+
+def next_handler(error: Exception, ours: Callable[..., Any]) -> ResponseReturnValue:
+    """What Flask would do with the error if it had not chosen our handler, since that is the one for the nearest class:
+    the app may have one for a wider class. It is called, or the error is raised again."""
+    handlers = current_app.error_handler_spec[None][None]
+    for kind in type(error).__mro__:
+        if kind in handlers and handlers[kind] is not ours:
+            answer: ResponseReturnValue = current_app.ensure_sync(handlers[kind])(error)
+            return answer
+    raise error
 
 
 def reason(error: Exception) -> str:

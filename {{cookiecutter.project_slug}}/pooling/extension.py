@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session
 from sqlalchemy import Executable, Row
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.orm import lazyload
 from sqlalchemy.sql import visitors
 
 from pooling import cli, engine, health, metrics, page, requests
@@ -19,6 +21,8 @@ from pooling.settings import Settings, SettingsError, dead_keys
 
 log = logging.getLogger(__name__)
 
+# What a session may be asked to do with a cursor of the server, which lives in a transaction. `run` takes all rows.
+FOR_A_CURSOR = {"stream_results": False, "yield_per": None}
 GET_BIND = Session.get_bind  # Flask-SQLAlchemy's way to choose an engine; an app's own session may have another
 
 
@@ -32,6 +36,13 @@ class Pooling:
     prober: health.Prober
     probe_app: Flask
     autocommit: dict[Engine, Engine] = field(default_factory=dict)
+
+    @cached_property
+    def has_joined_relationships(self) -> bool:
+        """Whether a model has a relationship with `lazy="joined"`."""
+        model: Any = self.db.Model
+        mappers = model.registry.mappers
+        return any(each.lazy in {"joined", False} for mapper in mappers for each in mapper.relationships)
 
 
 def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, process: str = engine.CLI) -> None:
@@ -48,8 +59,8 @@ def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, pr
         engines = dict(db.engines)
     if problems := [*dead_keys(app.config), *_not_counted(engines, settings, process)]:
         raise SettingsError(problems)
-    for each in engines.values():
-        engine.watch(each, settings, process)
+    for key, each in engines.items():
+        engine.watch(each, settings, process, is_own=key is None)
         metrics.watch(each, process)
     prober = health.Prober(engines[None])
     # What the port of the probes serves: without the app's own hooks, since a guard for clients would turn probes away.
@@ -110,7 +121,7 @@ def run(
 
     It takes one round trip where BEGIN, the statement and COMMIT take three (not behind PgBouncer). The connection is
     back in the pool before the rows are looked at. Rows have columns, not objects: `select(Note)` gives `row.id` and
-    `row.title`.
+    `row.title`, and no relationship. With a list of parameters it is one transaction as well, of more round trips.
 
     Inside a transaction of `db.session` it is a part of that: it sees what the session wrote, a rollback undoes it, and
     it takes no second connection. The statement goes to the database of its own table (`__bind_key__`).
@@ -118,6 +129,10 @@ def run(
     A `SET` does not belong here: outside a transaction it stays on the connection, for whoever gets that next.
     """
     pooling = state()
+    if pooling.has_joined_relationships and isinstance(statement, sa.Select) and _has_models(statement):
+        statement = statement.options(lazyload("*"))  # or the join would add columns, and rows
+    if not statement.get_execution_options().keys().isdisjoint(FOR_A_CURSOR):
+        statement = statement.execution_options(**FOR_A_CURSOR)
     engines, scoped = pooling.db.engines, pooling.db.session
     clause = statement if len(engines) == 1 else _table_with_a_bind(statement)
     if scoped.registry.has() or scoped.session_factory.class_.get_bind is not GET_BIND:
@@ -133,8 +148,13 @@ def run(
         bind = engines[clause.metadata.info["bind_key"] if isinstance(clause, sa.Table) else None]
     if isinstance(bind, Connection):  # a test that rolls back has put one in the place of the engine
         return _rows(bind.execute(statement, parameters))
-    with _connect(pooling, bind) as connection:
+    one_by_one = not isinstance(parameters, Mapping | None)
+    with bind.begin() if one_by_one else _connect(pooling, bind) as connection:
         return _rows(connection.execute(statement, parameters))
+
+
+def _has_models(statement: "sa.Select[Any]") -> bool:
+    return any(described.get("entity") is not None for described in statement.column_descriptions)
 
 
 def _rows(result: "sa.CursorResult[Any]") -> Sequence[Row[Any]]:

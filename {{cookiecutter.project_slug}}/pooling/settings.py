@@ -47,7 +47,7 @@ PLANNED_WITH = {"max_connections": "db_max_connections", "instances": "app_insta
 PLANNED_WITH |= {name: f"db_{name}" for name in ("pool_size", "max_overflow", "pooler", "binds")}
 PLANNED_WITH |= {name: f"web_{name}" for name in ("threads", "worker_class", "worker_memory_mib")}
 PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurrency"}
-SECRET = re.compile("SECRET|PASSWORD|TOKEN|KEY|URL|DSN")
+SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SALT")
 # Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
 INJECTED = re.compile(r"(tcp|udp|sctp)://")
 PREFIXES = ("APP_", "DB_", "WEB_")
@@ -324,7 +324,9 @@ def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[st
             # DB_TIMEOUT is almost WEB_TIMEOUT, but means one of the database's.
             other = tuple({*PREFIXES} - {readable.partition("_")[0] + "_"})
             near = difflib.get_close_matches(readable, [each for each in known if not each.startswith(other)], n=1)
-            yield f"{_named(ascii(name)[1:-1], value)}: no such setting; did you mean {near[0]}?"
+            field = near[0].lower()
+            secret = field not in Settings.model_fields and _may_be_secret(settings.model_fields[field].annotation)
+            yield f"{_named(ascii(name)[1:-1], value, secret=secret)}: no such setting; did you mean {near[0]}?"
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:

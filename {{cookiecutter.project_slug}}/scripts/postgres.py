@@ -44,14 +44,14 @@ class PostgresError(RuntimeError):
 def running(
     data: Path,
     database: str,
-    *,
+    *more: str,
     max_connections: int = 100,
     settings: Mapping[str, str] | None = None,
     keep: bool = False,
 ) -> Iterator[str]:
     """Run a server on the folder `data`, made if need be, for as long as the context lasts.
 
-    :param database: made if it is not there, owned by an ordinary role.
+    :param database: made if it is not there, owned by an ordinary role; and so are more of them.
     :param settings: more server settings.
     :param keep: for the next time, also what had to be put elsewhere.
     :return: the URL of the database, on a socket that only this user can reach.
@@ -71,7 +71,8 @@ def running(
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="pg-"))
         options = {"port": PORT, "max_connections": str(max_connections), **(settings or {})}
         stack.enter_context(_started(binaries, data, sockets, account, options))
-        _make_database(sockets, options["port"], database)
+        for each in (database, *more):
+            _make_database(sockets, options["port"], each)
         port = "" if options["port"] == PORT else f"&port={options['port']}"  # in the name of the socket as well
         yield f"postgresql://{ROLE}@/{database}?host={sockets}{port}"
 

@@ -34,6 +34,9 @@ from scripts import postgres
 
 for name in {field.upper() for field in Settings.model_fields}:
     os.environ.pop(name, None)
+# The settings that are URLs of further databases. Each run has databases of its own for them, as for the first.
+OTHERS = [name for name, field in Settings.model_fields.items() if "url.URL" in str(field.annotation)]
+OTHERS.remove("database_url")
 
 # What TEST_DATABASE_URL leads through: "pgbouncer", or nothing.
 POOLER = os.environ.get("TEST_DB_POOLER", "")
@@ -69,7 +72,7 @@ def own_postgres() -> Iterator[str]:
     no_sync = {"fsync": "off"}  # it is for power failures, and costs a test more than anything else
     with (
         tempfile.TemporaryDirectory() as folder,
-        postgres.running(Path(folder) / "data", "test", settings=no_sync) as url,
+        postgres.running(Path(folder) / "data", "test", *OTHERS, settings=no_sync) as url,
     ):
         yield url
 
@@ -94,11 +97,16 @@ def settings_of_the_run(database_kind: str, request: pytest.FixtureRequest) -> I
     """The environment that makes the app use this run's database, which has been migrated."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if database_kind == "sqlite":
-            environ = {"APP_ENV": "testing", "DATABASE_URL": f"sqlite:///{folder}/migrated.db"}
+            files = {name.upper(): f"sqlite:///{folder}/{name}.db" for name in ("database_url", *OTHERS)}
+            environ = {"APP_ENV": "testing", **files}
         else:
             url = request.getfixturevalue("postgres_url")
             environ = {"APP_ENV": "production", "DATABASE_URL": url, "SECRET_KEY": secrets.token_hex(32)}
             environ |= {"DB_POOLER": POOLER} if POOLER else {}
+            environ |= {"DB_BINDS": str(len(OTHERS))}
+            for name in OTHERS:
+                own = make_url(request.getfixturevalue("own_postgres")).set(database=name)
+                environ[name.upper()] = own.render_as_string(hide_password=False)
         environ |= SERVER
         for name, value in environ.items():
             patch.setenv(name, value)
@@ -114,25 +122,29 @@ def settings_of_the_run(database_kind: str, request: pytest.FixtureRequest) -> I
 def environ(
     settings_of_the_run: dict[str, str], database_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[dict[str, str]]:
-    """The environment that the test's apps read. On SQLite the test has a file of its own; on Postgres the tables are
+    """The environment that the test's apps read. On SQLite the test has files of its own; on Postgres the tables are
     emptied after it."""
     environ = dict(settings_of_the_run)
-    if database_kind == "sqlite":
-        migrated = make_url(environ["DATABASE_URL"]).database
-        environ["DATABASE_URL"] = f"sqlite:///{shutil.copy(str(migrated), tmp_path / 'test.db')}"
+    urls = [name.upper() for name in ("database_url", *OTHERS)]
+    for name in urls if database_kind == "sqlite" else ():
+        migrated = Path(str(make_url(environ[name]).database))
+        if migrated.exists():  # a database without models has no file
+            environ[name] = f"sqlite:///{shutil.copy(migrated, tmp_path / migrated.name)}"
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     yield environ
-    if database_kind == "postgres":
-        empty_tables(environ["DATABASE_URL"])
+    for name in urls if database_kind == "postgres" else ():
+        empty_tables(environ[name])
+
+
+TABLES = """select string_agg(format('%I.%I', schemaname, tablename), ', ') from pg_tables
+            where tableowner = current_user and tablename <> 'alembic_version'"""
 
 
 def empty_tables(url: str) -> None:
     engine = sa.create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
     with engine.begin() as connection:
-        there = sa.inspect(connection).get_table_names()
-        tables = ", ".join(table.fullname for table in db.metadata.sorted_tables if table.name in there)
-        if tables:
+        if tables := connection.scalar(sa.text(TABLES)):
             connection.execute(sa.text(f"truncate {tables} restart identity cascade"))
 
 

@@ -3,11 +3,12 @@
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 import pooling
 from pooling import SettingsError, engine, run
 from tests.pooling.conftest import engine_of, superuser
-from tests.pooling.plain import NAME, Item, Settings, db
+from tests.pooling.plain import NAME, Elsewhere, Item, Settings, db
 from tests.pooling.serving import ROOT, environment
 from tests.pooling.test_run import messages
 
@@ -118,6 +119,20 @@ def test_sqlite_enforces_foreign_keys_on_every_connection(plain: Flask) -> None:
             with db.engine.connect() as connection, pytest.raises(IntegrityError):
                 connection.exec_driver_sql("insert into child values (7)")
         assert db.session.scalar(sa.text("pragma journal_mode")) == "wal"
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("how", ["", "?mode=ro&uri=true"])
+def test_another_sqlite_database_is_left_as_it_is(make_plain: Callable[..., Flask], tmp_path: Path, how: str) -> None:
+    """It may be somebody else's, or not to be written."""
+    file = tmp_path / "other.db"
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("create table items (id integer primary key, name text)")
+    app = make_plain(binds={"other": f"sqlite:///file:{file}{how}" if how else f"sqlite:///{file}"})
+    with app.app_context():
+        assert db.session.scalars(sa.select(Elsewhere)).all() == []
+    with closing(sqlite3.connect(file)) as other:
+        assert other.execute("pragma journal_mode").fetchone() == ("delete",)
 
 
 # --- ordinary transactions -------------------------------------------------------------------------------------------

@@ -11,17 +11,17 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import aliased
 
 from pooling import run
 from tests.pooling.conftest import engine_of
-from tests.pooling.plain import Elsewhere, Item, db
+from tests.pooling.plain import Book, Elsewhere, Item, Shelf, db
 
 NAMES = sa.select(Item.name).order_by(Item.id)
 
 
-def committed(app: Flask, names: str = "select name from items order by id", bind_key: str | None = None) -> list[str]:
+def committed(app: Flask, names: str = "select name from items order by id", bind_key: str | None = None) -> list[Any]:
     """What another connection sees."""
     with sa.create_engine(engine_of(app, bind_key).url, poolclass=sa.NullPool).connect() as connection:
         return list(connection.scalars(sa.text(names)))
@@ -47,6 +47,37 @@ def test_rows_have_columns(plain: Flask) -> None:
         assert [(row.id, row.name) for row in rows] == [(2, "two")]
         (row,) = run(sa.insert(Item).returning(Item.id), {"name": "three"})
         assert row.id == 3
+
+
+MANY = [{"id": number, "name": "many"} for number in range(1, 2500)]
+
+
+@pytest.mark.parametrize("statement", [sa.insert(Item), sa.insert(Item).returning(Item.id)])
+def test_many_rows_are_one_transaction(plain: Flask, statement: Any) -> None:
+    """They go in several parts, and all are there or none is."""
+    with plain.app_context():
+        with pytest.raises(IntegrityError):
+            run(statement, [*MANY, MANY[0]])
+        assert committed(plain, "select count(*) from items") == [0]
+        run(statement, MANY)
+        assert committed(plain, "select count(*) from items") == [len(MANY)]
+
+
+@pytest.mark.parametrize("options", [{"yield_per": 1}, {"stream_results": True}])
+def test_all_rows_come_at_once(plain: Flask, options: dict[str, Any]) -> None:
+    """A cursor of the server would need a transaction."""
+    with plain.app_context():
+        run(sa.insert(Item), MANY[:3])
+        assert len(run(NAMES.execution_options(**options))) == 3
+
+
+def test_a_relationship_adds_no_rows(plain: Flask) -> None:
+    """One that is loaded by a join would be there once for each of its rows, and a limit would not hold."""
+    with plain.app_context():
+        run(sa.insert(Shelf), [{"id": 1}, {"id": 2}])
+        run(sa.insert(Book), [{"shelf_id": 1}, {"shelf_id": 1}])
+        assert [tuple(row) for row in run(sa.select(Shelf).order_by(Shelf.id).limit(1))] == [(1,)]
+        assert len(run(sa.select(Shelf.id, Book.id).join(Book))) == 2
 
 
 def test_an_error_leaves_the_connection_in_order(plain: Flask) -> None:

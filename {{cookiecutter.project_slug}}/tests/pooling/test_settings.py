@@ -108,6 +108,21 @@ def test_a_secret_in_a_nested_setting_is_not_shown(
     assert "hunter2" not in problem
 
 
+class WithSecrets(Settings):
+    smtp_pass: str = ""
+    db_pass: SecretStr | None = None
+
+
+@pytest.mark.parametrize("name", ["SMTP_PASS", "DB_PAS", "DB_PASS"])
+def test_a_secret_under_another_name_is_not_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What a mounted file leaves after it, and a name that is misspelt."""
+    monkeypatch.setenv(name, "hunter2\n")
+    with pytest.raises(SettingsError) as caught:
+        WithSecrets.load()
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{name}=***")
+
+
 def test_one_problem_is_not_called_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message is for a person."""
     monkeypatch.setenv("PORT", "x")
