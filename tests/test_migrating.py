@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -224,6 +225,53 @@ def test_what_only_postgres_has(copy: Path, server: str):
         assert done.returncode == 0, done.stdout
     with psycopg.connect(server) as connection:
         assert connection.execute("select typname from pg_type where typtype = 'e'").fetchall() == []
+
+
+SHOP = """
+
+class Shop(db.Model):
+    __tablename__ = "shops"
+    __table_args__ = (
+        CheckConstraint("price > 0 and name <> ''", name="price"),
+        Index("ix_shops_lower_name", text("lower(name)")),
+        Index("ix_shops_cheap", "price", postgresql_where=text("price < 10"), sqlite_where=text("price < 10")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(20))
+    price: Mapped[Decimal] = mapped_column(Numeric(8, 2))
+    twice: Mapped[Decimal] = mapped_column(Numeric(8, 2), Computed("price * 2"))
+"""
+
+
+def test_what_was_removed_comes_back(copy: Path, server: str):
+    """A table with a check, a computed column and indexes on expressions: as Postgres keeps it, SQLite reads it."""
+    models = copy / "app" / "models.py"
+    before = models.read_text()
+    text = before + SHOP
+    text = text.replace(
+        "from sqlalchemy import ", "from sqlalchemy import CheckConstraint, Computed, Index, Numeric, text, "
+    )
+    text = text.replace(
+        "from datetime import UTC, datetime\n", "from datetime import UTC, datetime\nfrom decimal import Decimal\n"
+    )
+    for changed, message in ((text, "shops"), (before, "no_shops")):
+        models.write_text(changed)
+        done = run(f"make migrate m={message}", copy)
+        assert done.returncode == 0, done.stdout
+    (path,) = (copy / "migrations" / "versions").glob("*_no_shops.py")
+    for more in ({"APP_ENV": "development"}, {"APP_ENV": "development", "DATABASE_URL": server}):
+        done = run(".venv/bin/flask db upgrade && .venv/bin/flask db downgrade", copy, **more)
+        assert done.returncode == 0, path.read_text() + done.stdout
+        url = more.get("DATABASE_URL")
+        connection = psycopg.connect(url) if url else sqlite3.connect(copy / "instance" / "my_service.db")
+        with closing(connection):
+            connection.execute("insert into shops (name, price) values ('A', 3)")
+            assert connection.execute("select id, twice from shops").fetchall() == [(1, 6)]
+            with pytest.raises((psycopg.IntegrityError, sqlite3.IntegrityError)):
+                connection.execute("insert into shops (name, price) values ('A', 0)")
+        done = run(".venv/bin/flask db upgrade", copy, **more)
+        assert done.returncode == 0, done.stdout
 
 
 def test_two_that_follow_the_same_one(copy: Path):

@@ -102,8 +102,8 @@ class Service:
             connection.request(method, path, urlencode(form) if form else None, sent)
             response = connection.getresponse()
             text = response.read().decode()
-            if set_cookie := response.getheader("Set-Cookie"):
-                self.cookie = set_cookie.partition(";")[0]
+            if cookies := response.headers.get_all("Set-Cookie"):
+                self.cookie = "; ".join(cookie.partition(";")[0] for cookie in cookies)
             kind = response.getheader("Content-Type", "")
             return response.status, json.loads(text) if "json" in kind else text, response.headers
 
@@ -161,7 +161,10 @@ def test_a_login_guards_a_blueprint(service: Service):
     member = Service(service.port, service.url, service.log)
     status, _, headers = member.ask("POST", "/public/login", {"name": "ann"})
     assert status == 302
-    assert {"Secure", "HttpOnly"} <= set(headers["Set-Cookie"].split("; "))
+    session, remembered = sorted(headers.get_all("Set-Cookie"), key=lambda cookie: not cookie.startswith("session="))
+    assert remembered.startswith("remember_token=")
+    for cookie in (session, remembered):
+        assert {"Secure", "HttpOnly", "SameSite=Lax"} <= set(cookie.split("; "))
     assert member.ask("POST", "/members/books", {"title": "Emma"})[0] == 302
     assert member.ask("GET", "/members/books")[:2] == (200, ["Emma"])
     assert member.ask("GET", "/public/books")[:2] == (200, 1)
@@ -208,6 +211,36 @@ def test_a_second_database_is_read_in_every_method(service: Service):
     service.ask("POST", "/api/notes", None, Content_Type="application/json")
     assert service.ask("POST", "/public/reports", {"title": "second"})[1] == {"session": ["second"], "run": ["second"]}
     assert service.ask("GET", "/public/reports")[1] == {"session": ["second"], "run": ["second"]}
+
+
+ROWS = """
+import pytest
+from sqlalchemy import func, select
+from app.extensions import db
+from app.members import Report
+
+
+@pytest.mark.parametrize("which", ["one", "two"])
+def test_rows_of_the_second_database(app, which):
+    with app.app_context():
+        assert db.session.scalar(select(func.count()).select_from(Report)) == 0
+        db.session.add(Report(title=which))
+        db.session.commit()
+"""
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_tests_find_the_second_database_empty(owned: Path, venv: Path, database: str):
+    """One of their own, and not the developer's."""
+    file = owned / "tests" / "test_reports.py"
+    file.write_text(ROWS)
+    developers = list(owned.rglob("reports.db"))  # made by `make migrate`
+    before = [path.read_bytes() for path in developers]
+    words = [venv / "python", "-m", "pytest", "-p", "no:cacheprovider", "--database", database, file]
+    for _ in range(2):
+        done = subprocess.run(words, cwd=owned, env=CLEAN, capture_output=True, text=True, check=False, timeout=60)
+        assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert [path.read_bytes() for path in developers] == before
 
 
 def test_flasks_own_ways_work(service: Service):

@@ -303,12 +303,13 @@ def read_only(url: str, folder: Path) -> str:
 @provokes("server is in hot standby mode")
 def a_replica(url: str, folder: Path) -> str:
     """A server that only replays what another one has written."""
-    data = folder / "replica"
-    with postgres.running(data, "test"):
-        pass
-    (data / "standby.signal").touch()
-    with postgres.running(data, "test") as replica:
-        return error_of(lambda: psycopg.connect(replica, target_session_attrs="primary"))
+    with tempfile.TemporaryDirectory() as elsewhere:
+        data = Path(elsewhere) / "replica"
+        with postgres.running(data, "test"):
+            pass
+        (data / "standby.signal").touch()
+        with postgres.running(data, "test") as replica:
+            return error_of(lambda: psycopg.connect(replica, target_session_attrs="primary"))
 
 
 @provokes("session is read-only")

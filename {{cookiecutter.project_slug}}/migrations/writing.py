@@ -14,6 +14,7 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations.ops import (
     AddColumnOp,
     AlterColumnOp,
+    CreateIndexOp,
     CreateTableOp,
     DowngradeOps,
     MigrateOperation,
@@ -21,6 +22,7 @@ from alembic.operations.ops import (
     UpgradeOps,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Inspector
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.sql import elements, functions
 
@@ -34,6 +36,9 @@ HOW_TO_FILL_ROWS = (
 DEFAULTS: dict[Any, str] = {elements.True_: "sa.true()", elements.False_: "sa.false()", functions.now: "sa.func.now()"}
 AS_POSTGRES_SAYS = {"true": "sa.true()", "false": "sa.false()", "now()": "sa.func.now()"}
 CAST = re.compile(r"('(?:[^']|'')*'|-?[0-9.]+)::[a-z0-9_ ]+")
+LITERAL = r"'(?:[^']|'')*'|-?[0-9.]+"
+KIND = r"(?:character varying|double precision|timestamp with(?:out)? time zone|\w+)(?:\([0-9, ]+\))?"
+CAST_INSIDE = re.compile(rf"(?:\(({LITERAL})\)|({LITERAL}))::{KIND}")
 
 log = logging.getLogger("migrations")  # what is below "alembic" is shown by nobody
 
@@ -77,6 +82,9 @@ def look_at_what_was_found(ctx: object, revision: object, directives: list[Any])
         if isinstance(operation, AlterColumnOp):
             operation.modify_type = portable(operation.modify_type)
             operation.existing_type = portable(operation.existing_type)
+    there = sa.inspect(context.get_bind())
+    for operation in operations(down):
+        as_sqlite_reads_it(operation, there)
     for column in (each.column for each in operations(up) if isinstance(each, AddColumnOp)):
         if not column.nullable and not (column.server_default or column.computed or column.identity):
             log.warning("%s is NOT NULL, and %s", column.name, HOW_TO_FILL_ROWS)
@@ -111,6 +119,41 @@ def portable(kind: Any) -> Any:
         with contextlib.suppress(ArgumentError):  # it has a variant for SQLite
             return sa.JSON().with_variant(kind, "postgresql")
     return kind
+
+
+def as_sqlite_reads_it(operation: Any, there: Inspector) -> None:
+    """Postgres adds casts to what it keeps of a table: `price > (0)::numeric`. SQLite does not know them, and counts up
+    an INTEGER alone."""
+    table = getattr(operation, "table_name", None)
+    if table is None or not there.has_table(table, operation.schema):
+        return
+    strings = [
+        re.escape(column["name"])
+        for column in there.get_columns(table, operation.schema)
+        if isinstance(column["type"], sa.String)
+    ]
+    strings_cast = re.compile(rf"(?:\(({'|'.join(strings)})\)|\b({'|'.join(strings)}))::text\b" if strings else "(?!)")
+
+    def without_casts(text: object) -> str:
+        for cast in (CAST_INSIDE, strings_cast):
+            text = cast.sub(lambda found: found[1] or found[2], str(text))
+        return str(text)
+
+    if isinstance(operation, CreateIndexOp):
+        operation.columns = [
+            column if isinstance(column, str | sa.Column) else sa.text(without_casts(column))
+            for column in operation.columns
+        ]
+        if (where := operation.kw.get("postgresql_where")) is not None:
+            where = sa.text(without_casts(where))
+            operation.kw |= {"postgresql_where": where, "sqlite_where": where}
+        return
+    for part in (*getattr(operation, "columns", ()), getattr(operation, "column", None)):
+        holder: Any = part if isinstance(part, sa.CheckConstraint) else getattr(part, "computed", None)
+        if holder is not None:
+            holder.sqltext = sa.text(without_casts(holder.sqltext))
+        if isinstance(part, sa.Column) and part.primary_key and type(part.type) is sa.BIGINT:
+            part.type = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 # --- enums -----------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def login():
         member = Member(name=request.form["name"])
         db.session.add(member)
         db.session.commit()
-    login_user(member)
+    login_user(member, remember=True)
     return redirect(url_for("members.books"))
 
 
