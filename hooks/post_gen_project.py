@@ -20,12 +20,13 @@ def report(name, folder, numbers, sizing, machine):
         here = {"cpus": machine.cpus(), "memory_mib": machine.memory_mib()}
         plan = sizing.plan(**here, **numbers)
     except sizing.PlanError as error:
-        lines = [f"This machine cannot hold {name}, another may: {error}"]
+        lines = [f"{name} does not fit this machine; it may fit another one: {error}"]
     except Exception as error:  # noqa: BLE001 - an unknown machine; the bake is done, and the plan is a courtesy
         lines = [f"This machine's cpus and memory cannot be read, so no plan is shown: {error}"]
     else:
+        cpus = f"{here['cpus']:g} cpu{'' if here['cpus'] == 1 else 's'}"
         lines = [
-            f"{name} on this machine ({here['cpus']:g} cpus, {here['memory_mib']} MiB):",
+            f"{name} on this machine ({cpus}, {here['memory_mib']} MiB):",
             f"  {plan.workers} workers x {plan.threads} threads",
             f"  {plan.sum}",
             *(f"  {note}" for note in plan.notes),

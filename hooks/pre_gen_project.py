@@ -62,7 +62,7 @@ def slug_problem(slug):
         return ""
     words = re.findall("[a-z0-9]+", slug.lower())
     better = "_".join(words)
-    return f"{given} will not do: {rule}" + (f"; for example {better}" if better[:1].isalpha() else "")
+    return f"{given} cannot be used: {rule}" + (f"; for example {better}" if better[:1].isalpha() else "")
 
 
 def text_problem(question, text):

@@ -406,7 +406,7 @@ def test_an_instance_too_many(installed: Path, database: str, tmp_path: Path):
                 with instance("refused", three) as refused:
                     assert refused.wait(STARTING_SECONDS) != 0
                 said = (tmp_path / "refused").read_text()
-                assert f"{peak} connections of kind web are open, and the plan has 8 beside the instance" in said
+                assert f"connections of kind web: {peak} are open, and the plan has 8 beside the instance" in said
 
                 # The check is off: now it is the server's turn.
                 with instance("three", three, DB_BUDGET_CHECK="off"):

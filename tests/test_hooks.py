@@ -172,7 +172,7 @@ def test_report_says_what_bent_the_plan():
 def test_report_on_a_machine_that_is_too_small():
     """A machine that cannot hold the service is told so; the bake stands."""
     lines = post.report("x", Path("x"), {"max_connections": 100, "instances": 1}, sizing, machine(1, 128))
-    assert lines[0].startswith("This machine cannot hold x, another may: 128 MiB")
+    assert lines[0].startswith("x does not fit this machine; it may fit another one: 128 MiB")
     assert lines[-2:] == ["  make run", "  make test"]
 
 

@@ -66,7 +66,7 @@ def test_refused_at_the_prompts(template: Path, tmp_path: Path):
     command = [sys.executable, "-m", "cookiecutter", str(template)]
     code, shown = at_a_terminal(command, tmp_path, "Name\nnot a slug\n{{ braces }}\n\n\n\n")
     assert code == 1
-    assert "project_slug 'not a slug' will not do" in shown
+    assert "project_slug 'not a slug' cannot be used" in shown
     assert "description '{{ braces }}' holds template syntax" in shown
     assert list(tmp_path.iterdir()) == []
 

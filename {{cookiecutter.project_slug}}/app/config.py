@@ -56,7 +56,7 @@ class Settings(pooling.Settings):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         if self.app_env not in POOLS:
-            yield f"APP_ENV={self.app_env}: has no row in POOLS of app/config.py"
+            yield f"APP_ENV={self.app_env}: has no row in POOLS of app/config.py; add one"
         yield from _secret_problems(self)
         yield from _database_problems(self)
 

@@ -48,7 +48,7 @@ log = logging.getLogger("migrations")  # what is below "alembic" is shown by nob
 
 
 def options(key: str | None) -> dict[str, Any]:
-    """:param key: of SQLALCHEMY_BINDS; None is the first database, and it is migrated by `upgrade` and `downgrade`.
+    """:param key: a key of SQLALCHEMY_BINDS. None is the first database: `upgrade` and `downgrade` migrate it.
     The others have functions of their own, `upgrade_KEY` and `downgrade_KEY`."""
     tokens = {"upgrade_token": "upgrades", "downgrade_token": "downgrades"}
     if key is not None:
@@ -141,7 +141,7 @@ def in_one_line(error: SQLAlchemyError) -> str:
     """Which line of which migration failed, what the database said, and what to do."""
     said = " ".join(str(getattr(error, "orig", error)).split())
     if isinstance(error, OperationalError) and error.connection_invalidated is False and error.statement is None:
-        return f"the database cannot be reached: {said}"
+        return f"the database cannot be reached; check DATABASE_URL: {said}"
     frames = traceback.extract_tb(error.__traceback__)
     files = [frame for frame in frames if Path(frame.filename).parent.name == "versions"]
     where = f"{Path(files[-1].filename).name}, line {files[-1].lineno}: " if files else ""

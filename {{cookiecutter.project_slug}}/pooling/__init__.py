@@ -12,7 +12,7 @@ gunicorn.conf.py takes its numbers from `settings.plan` and its hooks from `pool
 
 from pooling.engine import CLI, WEB, NullPool, QueuePool, engine_options
 from pooling.errors import is_transient, may_have_written, next_handler, reason
-from pooling.extension import init_app, run, state
+from pooling.extension import init_app, run
 from pooling.limit import unlimited
 from pooling.settings import DatabaseUrl, Seconds, Settings, SettingsError, Whole
 from pooling.sizing import Plan, PlanError, plan
@@ -20,5 +20,5 @@ from pooling.sizing import Plan, PlanError, plan
 __all__ = [
     "CLI", "WEB", "DatabaseUrl", "NullPool", "Plan", "PlanError", "QueuePool", "Seconds", "Settings",
     "SettingsError", "Whole", "engine_options", "init_app", "is_transient", "may_have_written", "next_handler", "plan",
-    "reason", "run", "state", "unlimited"
+    "reason", "run", "unlimited"
 ]  # fmt: skip

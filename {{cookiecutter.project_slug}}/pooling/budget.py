@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pooling.engine import WEB, application_name, engine_options
 from pooling.settings import Settings
-from pooling.sizing import Plan
+from pooling.sizing import SUPERUSER_RESERVED, Plan, counted
 
 # One round trip, and nothing that an ordinary role may not read: of other roles' connections it sees little more than
 # that they belong to a database. reserved_connections exists since Postgres 16.
@@ -121,18 +121,21 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
     if plan.pooler != "none":
         # The server's connections are PgBouncer's. Whether its pool fits is for its own configuration to say.
         if usable < 1:
-            problems.append(f"no connection is left for {plan.pooler}: {usable} usable")
+            remedy = "raise max_connections, or lower DB_RESERVED_CONNECTIONS"
+            problems.append(f"no connection is left for {plan.pooler}: {usable} usable; {remedy}")
     else:
         for_jobs = f" + {plan.connections_jobs} for jobs" if plan.jobs else ""
         problems = [
-            f"{plan.factors}{for_jobs} = {needed} > {limit} ({name})"
+            f"{plan.factors}{for_jobs} = {needed} > {limit} ({name}); raise that limit, or set"
+            f" DB_MAX_CONNECTIONS={max(1, limit + SUPERUSER_RESERVED + plan.reserved)} to plan with it"
             for name, limit in binding.items()
             if needed > limit
         ]
         if not problems and needed + server.connected_others > server.for_roles:
             warnings.append(
-                f"{server.connected_others} connections of others are open, more than the {plan.reserved} reserved:"
-                f" {needed} + {server.connected_others} > {server.for_roles}"
+                f"others have {counted(server.connected_others, 'connection')} open, more than the {plan.reserved}"
+                f" reserved: {needed} + {server.connected_others} > {server.for_roles}; close some, or raise"
+                " DB_RESERVED_CONNECTIONS"
             )
         problems += _more_than_planned(plan, server, plan.connections_per_instance if starting else 0)
     return Verdict(
@@ -152,9 +155,9 @@ def _more_than_planned(plan: Plan, server: Server, starting: int) -> list[str]:
         for name, job in plan.jobs.items()
     }
     return [
-        f"{server.connected.get(kind, 0)} connections of kind {kind} are open, and the plan has {most}"
-        f"{' beside the instance that starts' if kind == WEB and starting else ''}: more is running than {setting} says"
-        "; stop the surplus, or raise it"
+        f"connections of kind {kind}: {server.connected.get(kind, 0)} are open, and the plan has {most}"
+        f"{' beside the instance that starts' if kind == WEB and starting else ''}: more processes run than {setting}"
+        f" says; stop some, or raise {'APP_INSTANCES' if kind == WEB else 'APP_JOBS'}"
         for kind, (most, setting) in planned.items()
         if server.connected.get(kind, 0) > most
     ]

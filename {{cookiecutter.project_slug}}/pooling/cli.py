@@ -56,15 +56,15 @@ def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -
         settings: type[Settings] = current_app.extensions["pooling_settings"]
         if for_pgbouncer:
             what_if["pooler"] = "pgbouncer"
-        fleet = settings.load(numbers_only=True).plan_if(jobs=_jobs(jobs), **what_if)
+        chosen = settings.load(numbers_only=True).plan_if(jobs=_jobs(jobs), **what_if)
     except (SettingsError, sizing.PlanError) as error:
         raise click.ClickException(str(error)) from None
     if as_json:
-        click.echo(json.dumps(plan_as_dict(fleet)))
+        click.echo(json.dumps(plan_as_dict(chosen)))
     elif for_pgbouncer:
-        click.echo("\n".join(f"{name} = {size}" for name, size in fleet.pooler_sizes.items()))
+        click.echo("\n".join(f"{name} = {size}" for name, size in chosen.pooler_sizes.items()))
     else:
-        click.echo(describe(fleet))
+        click.echo(describe(chosen))
 
 
 def _plan_of(settings: Settings) -> sizing.Plan:
@@ -81,38 +81,38 @@ def _jobs(text: str | None) -> Any:
         raise click.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, "), param_hint="--jobs") from None
 
 
-def plan_as_dict(fleet: sizing.Plan) -> dict[str, Any]:
+def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
     names = ("cpus", "memory_mib", "workers", "threads", "pool_size", "max_overflow")
     connections = ("connections_per_instance", "connections_peak", "connections_usable")
-    return {name: getattr(fleet, name) for name in (*names, *connections)} | {
-        "jobs": {name: asdict(job) for name, job in fleet.jobs.items()},
-        "notes": list(fleet.notes),
+    return {name: getattr(chosen, name) for name in (*names, *connections)} | {
+        "jobs": {name: asdict(job) for name, job in chosen.jobs.items()},
+        "notes": list(chosen.notes),
     }
 
 
-def describe(fleet: sizing.Plan) -> str:
+def describe(chosen: sizing.Plan) -> str:
     """The plan for a person: every number with the sum that it came from."""
-    by_cpus = sizing.workers_for_cpus(fleet.cpus, fleet.worker_class)
-    by_memory = sizing.workers_for_memory(fleet.memory_mib, fleet.worker_memory_mib)
-    held = sizing.counted(fleet.connections_per_instance, "connection")
+    by_cpus = sizing.workers_for_cpus(chosen.cpus, chosen.worker_class)
+    by_memory = sizing.workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
+    held = sizing.counted(chosen.connections_per_instance, "connection")
     bounds = (
-        f"{by_cpus} by cpus, {by_memory} by memory ({fleet.worker_memory_mib} MiB each), {sizing.MAX_WORKERS} by cap"
+        f"{by_cpus} by cpus, {by_memory} by memory ({chosen.worker_memory_mib} MiB each), {sizing.MAX_WORKERS} by cap"
     )
-    mean, slots = MEAN_SECONDS, fleet.slots
-    databases = f" x {1 + fleet.binds} databases" if fleet.binds else ""
+    mean, slots = MEAN_SECONDS, chosen.slots
+    databases = f" x {1 + chosen.binds} databases" if chosen.binds else ""
     rows = [
-        ("machine", f"{fleet.cpus:g} cpus, {fleet.memory_mib} MiB"),
-        ("workers", f"{fleet.workers} {fleet.worker_class}: at most {bounds}"),
-        ("threads", f"{fleet.threads} a worker: {fleet.workers} x {fleet.threads} = {slots} requests at once"),
+        ("machine", f"{chosen.cpus:g} cpu{'' if chosen.cpus == 1 else 's'}, {chosen.memory_mib} MiB"),
+        ("workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}"),
+        ("threads", f"{chosen.threads} a worker: {chosen.workers} x {chosen.threads} = {slots} requests at once"),
         ("capacity", f"{slots / mean:.0f} requests a second if each takes {mean} seconds: {slots} / {mean}"),
-        ("pool", f"{fleet.pool_size} + {fleet.max_overflow} overflow a worker"),
-        ("one instance", f"{fleet.workers} x {fleet.connections_per_worker} = {held}"),
-        ("all instances", fleet.sum),
+        ("pool", f"{chosen.pool_size} + {chosen.max_overflow} overflow a worker"),
+        ("one instance", f"{chosen.workers} x {chosen.connections_per_worker} = {held}"),
+        ("all instances", chosen.sum),
         *(
-            ("job", f"{name}: {job}{databases} = {sizing.counted(fleet.connections_of(job), 'connection')}")
-            for name, job in fleet.jobs.items()
+            ("job", f"{name}: {job}{databases} = {sizing.counted(chosen.connections_of(job), 'connection')}")
+            for name, job in chosen.jobs.items()
         ),
-        *(("note", note) for note in fleet.notes),
+        *(("note", note) for note in chosen.notes),
     ]
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
@@ -129,15 +129,15 @@ def check(as_json: bool) -> None:
     settings, url = pooling.settings, pooling.db.engine.url
     if url.get_backend_name() != "postgresql":
         raise click.UsageError("the database is SQLite, which has no connection limit; there is nothing to check")
-    fleet = _plan_of(settings)
+    chosen = _plan_of(settings)
     try:
-        verdict = budget.judge(fleet, budget.ask(settings, url))
+        verdict = budget.judge(chosen, budget.ask(settings, url))
     except SQLAlchemyError as error:
         raise click.UsageError(f"the database cannot be asked: {budget.driver_message(error)}") from None
     if as_json:
         click.echo(json.dumps(asdict(verdict) | {"holds": verdict.holds}))
     else:
-        click.echo(describe_verdict(fleet, verdict))
+        click.echo(describe_verdict(chosen, verdict))
     if not verdict.holds:
         raise SystemExit(1)
 
@@ -172,7 +172,7 @@ def limit(apply: bool, admin_url: str | None) -> None:
         raise click.ClickException(f"the limit cannot be set: {budget.driver_message(error)}\n{who}") from None
 
 
-def describe_verdict(fleet: sizing.Plan, verdict: budget.Verdict) -> str:
+def describe_verdict(chosen: sizing.Plan, verdict: budget.Verdict) -> str:
     server = verdict.server
     rows = [
         ("server", f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"),
@@ -183,8 +183,8 @@ def describe_verdict(fleet: sizing.Plan, verdict: budget.Verdict) -> str:
             ", ".join(f"{count} {kind}" for kind, count in server.connected.items())
             + f", {server.connected_others} of others",
         ),
-        ("usable", f"{verdict.usable} after {fleet.reserved} reserved"),
-        ("peak", f"{verdict.peak}: {fleet.sum}"),
+        ("usable", f"{verdict.usable} after {chosen.reserved} reserved"),
+        ("peak", f"{verdict.peak}: {chosen.sum}"),
         *(("problem", problem) for problem in verdict.problems),
         *(("warning", warning) for warning in verdict.warnings),
         ("verdict", verdict.words),

@@ -160,9 +160,9 @@ def watch(engine: Engine, settings: Settings, process: str, *, is_own: bool = Tr
     """
     _engines.add(engine)
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _check_foreign_keys)
-        if is_own:
-            event.listen(engine, "connect", _write_ahead)
+        event.listen(engine, "connect", _pragma("foreign_keys = ON"))
+        if is_own:  # readers do not wait for a writer; this is kept in the file
+            event.listen(engine, "connect", _pragma("journal_mode = WAL"))
     if engine.dialect.name != "postgresql":
         return
     if "target_session_attrs" not in urls.said(engine.url):
@@ -251,18 +251,9 @@ def _says(connection: Any, name: str) -> str | None:
     return said
 
 
-def _check_foreign_keys(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    """SQLite has to be told for each connection that is opened, and NullPool opens one for each use."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _write_ahead(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-    """Readers do not wait for a writer. It is kept in the file."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.close()
+def _pragma(setting: str) -> Callable[[Any, ConnectionPoolEntry], None]:
+    """SQLite forgets it for each connection that is opened, and NullPool opens one for each use."""
+    return lambda connection, record: connection.execute(f"PRAGMA {setting}").close()
 
 
 _only_reads: "weakref.WeakSet[Any]" = weakref.WeakSet()

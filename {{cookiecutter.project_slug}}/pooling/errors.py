@@ -11,9 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 READ_ONLY_SQL_TRANSACTION = "25006"
-# How a SQLSTATE begins that may be gone in a moment: connection, conflict of transactions, resources, operator (which
-# has the timeouts), object in use, lock not available, system and I/O error. Anything else, as a row that is too long
-# for its index (54000), would be the same next time.
+# The beginnings of SQLSTATEs that may be gone in a moment: connection, conflict of transactions, resources, operator
+# (which has the timeouts), object in use, lock not available, system and I/O error. Anything else, as a row that is too
+# long for its index (54000), would be the same next time.
 TRANSIENT = ("08", "40", "53", "57", "55006", "55P03", "58000", "58030")
 SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -37,8 +37,8 @@ def is_transient(error: Exception) -> bool:
 
 
 def next_handler(error: Exception, ours: Callable[..., Any]) -> ResponseReturnValue:
-    """What Flask would do with the error if it had not chosen our handler, since that is the one for the nearest class:
-    the app may have one for a wider class. It is called, or the error is raised again."""
+    """Flask chose our handler, since it is for the nearest class. If the app has one for a wider class, call that; else
+    raise the error again."""
     handlers = current_app.error_handler_spec[None][None]
     for kind in type(error).__mro__:
         if kind in handlers and handlers[kind] is not ours:

@@ -54,7 +54,7 @@ def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, pr
     """
     settings = settings or Settings.load()
     if process not in {engine.WEB, engine.CLI, *settings.app_jobs}:
-        raise SettingsError([f"the process {process!r} is neither web nor cli, and not in APP_JOBS"])
+        raise SettingsError([f"the process {process!r} is neither web nor cli; add it to APP_JOBS or correct it"])
     with app.app_context():
         engines = dict(db.engines)
     if problems := [*dead_keys(app.config), *_not_counted(engines, settings, process)]:
@@ -74,12 +74,6 @@ def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, pr
     if settings.in_production:
         app.before_request(requests.refuse_without_the_plan)
     cli.register(app, type(settings))
-
-
-def state() -> Pooling:
-    """What the extension knows of the current app."""
-    pooling: Pooling = current_app.extensions["pooling"]
-    return pooling
 
 
 def _not_counted(engines: Mapping[str | None, Engine], settings: Settings, process: str) -> list[str]:
@@ -128,8 +122,8 @@ def run(
 
     A `SET` does not belong here: outside a transaction it stays on the connection, for whoever gets that next.
     """
-    pooling = state()
-    if pooling.has_joined_relationships and isinstance(statement, sa.Select) and _has_models(statement):
+    pooling: Pooling = current_app.extensions["pooling"]
+    if isinstance(statement, sa.Select) and pooling.has_joined_relationships and _models_in(statement):
         statement = statement.options(lazyload("*"))  # or the join would add columns, and rows
     if not statement.get_execution_options().keys().isdisjoint(FOR_A_CURSOR):
         statement = statement.execution_options(**FOR_A_CURSOR)
@@ -153,8 +147,8 @@ def run(
         return _rows(connection.execute(statement, parameters))
 
 
-def _has_models(statement: "sa.Select[Any]") -> bool:
-    return any(described.get("entity") is not None for described in statement.column_descriptions)
+def _models_in(statement: "sa.Select[Any]") -> list[Any]:
+    return [described for described in statement.column_descriptions if described.get("entity") is not None]
 
 
 def _rows(result: "sa.CursorResult[Any]") -> Sequence[Row[Any]]:

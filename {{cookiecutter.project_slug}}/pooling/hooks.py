@@ -313,5 +313,7 @@ def _remove_leftovers(prefix: str) -> None:
     for folder in Path(shared_memory() or tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError, ValueError):
             pid = int((folder / "pid").read_text())
-            if not Path(f"/proc/{pid}").exists():
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The settings of this package: `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT`, read from the environment.
 
-An app's own settings class derives from :class:`Settings` and adds what is its own, one line each. What a single value
-may be is said where it is defined; how values depend on each other is in :meth:`Settings.problems`.
+An app's own settings class derives from :class:`Settings` and adds what is its own, one line each. Each field
+says what its value may be; :meth:`Settings.problems` says how values depend on each other.
 """
 
 import contextlib
@@ -320,10 +320,9 @@ def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[st
         if name in known or not readable.startswith(PREFIXES) or INJECTED.match(value):
             continue
         cutoff = 0.9 if name.endswith(OFTEN_INJECTED) else 0.85
-        if difflib.get_close_matches(readable, known, n=1, cutoff=cutoff):
-            # DB_TIMEOUT is almost WEB_TIMEOUT, but means one of the database's.
-            other = tuple({*PREFIXES} - {readable.partition("_")[0] + "_"})
-            near = difflib.get_close_matches(readable, [each for each in known if not each.startswith(other)], n=1)
+        if near := difflib.get_close_matches(readable, known, n=1, cutoff=cutoff):
+            if near[0].startswith(PREFIXES):  # DB_TIMEOUT is almost WEB_TIMEOUT, but means one of the database's
+                near = difflib.get_close_matches(readable, [name for name in known if name[:3] == readable[:3]]) or near
             field = near[0].lower()
             secret = field not in Settings.model_fields and _may_be_secret(settings.model_fields[field].annotation)
             yield f"{_named(ascii(name)[1:-1], value, secret=secret)}: no such setting; did you mean {near[0]}?"

@@ -3,7 +3,7 @@
 gunicorn.conf.py and the Flask config ask the same :func:`plan`, so the workers that are started and the pools that
 they open cannot disagree. Nothing here reads the environment, the machine or the database.
 
-The promise is one line:
+The plan in one line:
 
 >>> print(plan(cpus=2, memory_mib=4096, max_connections=100, instances=2).sum)
 2 instances x 3 workers x (4 + 0) = 24 of 87 connections (100 - 3 for superusers - 10 reserved)
@@ -17,7 +17,7 @@ from typing import Any
 # Postgres keeps these for superusers (superuser_reserved_connections): an ordinary role never gets them.
 SUPERUSER_RESERVED = 3
 DEFAULT_RESERVED = 10
-# Measured: 26 MiB (PSS) after 10,000 reads, 36 with the master's share, and up to 108 (RSS) with the largest pages in
+# Measured: 32 MiB (PSS) after 10,000 reads with the master's share, and up to 108 (RSS) with the largest pages in
 # all threads. The rest is for the app that this becomes.
 DEFAULT_WORKER_MEMORY_MIB = 150
 # One worker more than cores keeps the cores busy while others wait for the database, and one that hangs or is replaced
@@ -33,7 +33,7 @@ MIN_SLOTS = 2
 MASTER_MEMORY_MIB = 64
 MEMORY_SHARE = 0.8
 PGBOUNCER_POOL_SIZE = 20
-# The numbers that an owner may give, and that a smaller one of might fit.
+# The numbers that an owner may set. If the plan does not fit, a smaller one might.
 GIVEN = {
     "workers": "WEB_CONCURRENCY",
     "threads": "WEB_THREADS",
@@ -177,25 +177,20 @@ class Plan(Numbers):
 
     @property
     def pooler_sizes(self) -> dict[str, int]:
-        """PgBouncer's settings. The last two count for each database, and its own default of 20 connections for a pool
+        """PgBouncer's settings: clients for the peak, and a fifth more for migrations, shells and deploys, or what is
+        reserved if that is more. The last two count for each database, and its own default of 20 connections for a pool
         is held to what is usable."""
+        planned = self.connections_peak + self.connections_jobs
         most = max(1, self.connections_for_us // (1 + self.binds))  # jobs come through it as well
         return {
-            "max_client_conn": self.pooler_clients,
+            "max_client_conn": planned + max(math.ceil(planned / 5), self.reserved),
             "max_db_connections": most,
             "default_pool_size": min(most, PGBOUNCER_POOL_SIZE),
         }
 
     @property
-    def pooler_clients(self) -> int:
-        """PgBouncer's max_client_conn: the peak, and more for migrations, shells and deploys: a fifth, or what is
-        reserved if that is more."""
-        planned = self.connections_peak + self.connections_jobs
-        return planned + max(math.ceil(planned / 5), self.reserved)
-
-    @property
     def sum(self) -> str:
-        """The promise in words."""
+        """The plan in one line."""
         return (
             f"{self.factors} = {self.connections_peak} of {counted(self.connections_usable, 'connection')}"
             f" ({self.left_over})"
@@ -302,7 +297,7 @@ def _fitting(given: Numbers) -> list[tuple[int, int]]:
 
 
 def _with_notes(result: Plan, wanted: tuple[int, int], asked_workers: int | None) -> Plan:
-    """Say what bent the plan, for the person who wonders why it is not larger."""
+    """Say why the plan is not larger."""
     notes = []
     by_cpus = workers_for_cpus(result.cpus, result.worker_class)
     by_memory = workers_for_memory(result.memory_mib, result.worker_memory_mib)
@@ -318,11 +313,15 @@ def _with_notes(result: Plan, wanted: tuple[int, int], asked_workers: int | None
         notes.append(f"WEB_CONCURRENCY={asked_workers} is more than memory holds ({by_memory})")
     if result.connections_per_pool > result.threads:
         idle = result.connections_per_pool - result.threads
-        notes.append(f"{idle} of {result.connections_per_pool} connections a worker can only serve background threads")
-    if result.pooler != "none":
         notes.append(
-            f"set {result.pooler}'s max_client_conn to at least {result.pooler_clients} and its default_pool_size to"
-            f" at most {result.connections_usable} (2 x the database's cores + 1 is a good start)"
+            f"requests never use {idle} of the {result.connections_per_pool} connections of a worker: it has"
+            f" {counted(result.threads, 'thread')}"
+        )
+    if result.pooler != "none":
+        clients, most = result.pooler_sizes["max_client_conn"], result.connections_usable
+        notes.append(
+            f"set {result.pooler}'s max_client_conn to at least {clients} and its default_pool_size to"
+            f" at most {most} (2 x the database's cores + 1 is a good start)"
         )
     return Plan(**{**vars(result), "notes": tuple(notes)})
 

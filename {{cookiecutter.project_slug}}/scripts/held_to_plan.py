@@ -95,8 +95,7 @@ class Watch:
 
 
 def wait_time(user: Any) -> float:
-    """None between requests, or what makes the rate that was asked for: each client asks at times of its own, as users
-    do, whether it has waited for its last answer or not."""
+    """Seconds until the next request: 0, or with --rate random times that add up to that rate."""
     options, now = user.environment.parsed_options, time.monotonic()
     if not options.rate:
         return 0
@@ -105,7 +104,7 @@ def wait_time(user: Any) -> float:
 
 
 def on_start(user: Any) -> None:
-    """Or all clients would ask as soon as they are there, which is at the same time."""
+    """Spread the first requests: all clients start at the same time."""
     time.sleep(wait_time(user))
 
 
@@ -139,7 +138,8 @@ def begin(environment: Any, **_: Any) -> None:
     options.spawn_rate = options.spawn_rate or options.rate or options.num_users  # each asks as soon as it is there
     options.run_time = options.run_time or SECONDS
     page = watch.url.removesuffix(".json")
-    print(f"{options.num_users} clients for {options.run_time} seconds; watch {page}", flush=True)
+    clients = f"{options.num_users} client{'' if options.num_users == 1 else 's'}"
+    print(f"{clients} for {options.run_time} seconds; watch {page}", flush=True)
     gevent.signal_handler(signal.SIGINT, environment.runner.quit)  # else it ends whatever runs when it comes
     threading.Thread(target=watch.run, daemon=True).start()  # a greenlet, since Locust has patched threads
 

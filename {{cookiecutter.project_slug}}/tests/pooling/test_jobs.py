@@ -156,7 +156,7 @@ def test_check_counts_each_kind(make_plain: Callable[..., Flask], own_postgres: 
         with open_connections(own_postgres, "beat", 1):
             result = runner.invoke(args=["pool", "check"])
     assert result.exit_code == 1
-    assert "2 connections of kind beat are open, and the plan has 1: more is running than beat=1x1" in result.output
+    assert "connections of kind beat: 2 are open, and the plan has 1: more processes run than beat=1x1" in result.output
 
 
 def test_an_instance_too_many_does_not_start() -> None:
@@ -170,7 +170,7 @@ def test_an_instance_too_many_does_not_start() -> None:
     more = replace(server, connected={"web": 13})
     assert budget.judge(two, more).holds
     (problem,) = budget.judge(two, more, starting=True).problems
-    assert "13 connections of kind web are open, and the plan has 12 beside the instance that starts" in problem
+    assert "connections of kind web: 13 are open, and the plan has 12 beside the instance that starts" in problem
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The arithmetic: its examples, its promises, and errors whose remedies work."""
+"""The arithmetic: its examples, its rules, and errors whose remedies work."""
 
 import doctest
 from typing import Any
@@ -52,13 +52,13 @@ def test_worked_examples(  # noqa: PLR0917
     cpus: float, memory_mib: int, max_connections: int, instances: int, more: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
     """Workers, threads, pool, peak and usable, as the design has them."""
-    fleet = plan(cpus=cpus, memory_mib=memory_mib, max_connections=max_connections, instances=instances, **more)
+    chosen = plan(cpus=cpus, memory_mib=memory_mib, max_connections=max_connections, instances=instances, **more)
     assert (
-        fleet.workers,
-        fleet.threads,
-        fleet.pool_size,
-        fleet.connections_peak,
-        fleet.connections_usable,
+        chosen.workers,
+        chosen.threads,
+        chosen.pool_size,
+        chosen.connections_peak,
+        chosen.connections_usable,
     ) == expected
 
 
