@@ -71,7 +71,7 @@ def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, pr
         for blueprint in (health.bp, metrics.bp, page.bp):
             served.register_blueprint(blueprint)
     app.wsgi_app = requests.Measured(app, settings)  # type: ignore[method-assign]  # as Flask's manual does it
-    if settings.in_production:
+    if settings.in_production and not requests.has_the_plan(process):
         app.before_request(requests.refuse_without_the_plan)
     cli.register(app, type(settings))
 
@@ -125,7 +125,7 @@ def run(
     pooling: Pooling = current_app.extensions["pooling"]
     if isinstance(statement, sa.Select) and pooling.has_joined_relationships and _models_in(statement):
         statement = statement.options(lazyload("*"))  # or the join would add columns, and rows
-    if not statement.get_execution_options().keys().isdisjoint(FOR_A_CURSOR):
+    if FOR_A_CURSOR.keys() & statement.get_execution_options():
         statement = statement.execution_options(**FOR_A_CURSOR)
     engines, scoped = pooling.db.engines, pooling.db.session
     clause = statement if len(engines) == 1 else _table_with_a_bind(statement)
@@ -142,7 +142,7 @@ def run(
         bind = engines[clause.metadata.info["bind_key"] if isinstance(clause, sa.Table) else None]
     if isinstance(bind, Connection):  # a test that rolls back has put one in the place of the engine
         return _rows(bind.execute(statement, parameters))
-    one_by_one = not isinstance(parameters, Mapping | None)
+    one_by_one = parameters is not None and not isinstance(parameters, Mapping)
     with bind.begin() if one_by_one else _connect(pooling, bind) as connection:
         return _rows(connection.execute(statement, parameters))
 

@@ -41,10 +41,13 @@ def started_by_hooks() -> None:
     _planned[0] = True
 
 
+def has_the_plan(process: str) -> bool:
+    return _planned[0] and process == WEB
+
+
 def refuse_without_the_plan() -> None:
     """A server that knows nothing of the plan may have any number of workers, and has asked nobody whether they fit."""
-    pooling = current_app.extensions["pooling"]
-    if current_app.testing or (_planned[0] and pooling.process == WEB):
+    if current_app.testing or has_the_plan(current_app.extensions["pooling"].process):
         return
     how = "start `gunicorn` in the folder of gunicorn.conf.py, without naming an app"
     log.error("this server was not started with gunicorn.conf.py, and has no plan: %s", how)
@@ -101,7 +104,8 @@ class Watched:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         thread, request = threading.get_ident(), limit.Request(environ)
         environ["wsgi.file_wrapper"] = FileWrapper  # gunicorn's sends a file where nobody sees how it gets on
-        environ["wsgi.input"] = Input(environ["wsgi.input"], request)
+        if int(environ.get("CONTENT_LENGTH") or 0) > RECEIVED or "HTTP_TRANSFER_ENCODING" in environ:
+            environ["wsgi.input"] = Input(environ["wsgi.input"], request)
         limit.in_flight[thread] = request
         try:
             body = self.app(environ, start_response)

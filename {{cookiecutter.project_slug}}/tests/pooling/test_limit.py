@@ -252,7 +252,10 @@ def test_what_is_around_the_app_is_seen_too(hanging: dict[int, limit.Request], p
 
 @pytest.mark.sqlite
 @pytest.mark.parametrize("way", ["read", "pieces", "lines", "readlines", "none"])
-def test_a_body_that_still_comes_or_goes_makes_progress(hanging: dict[int, limit.Request], way: str) -> None:
+@pytest.mark.parametrize("length", [{"CONTENT_LENGTH": "8890"}, {"HTTP_TRANSFER_ENCODING": "chunked"}])
+def test_a_body_that_still_comes_or_goes_makes_progress(
+    hanging: dict[int, limit.Request], way: str, length: dict[str, str]
+) -> None:
     """However slowly. What arrives is what was sent, whichever way it is read."""
     sent = b"".join(b"line %d\n" % number for number in range(1000))
     moved: list[float] = []
@@ -276,7 +279,7 @@ def test_a_body_that_still_comes_or_goes_makes_progress(hanging: dict[int, limit
         return [got * 20, b"", b"end"]
 
     start: Any = lambda *_: None  # noqa: E731
-    parts = list(Watched(app)({"wsgi.input": Slow(sent), "REQUEST_METHOD": "POST"}, start))
+    parts = list(Watched(app)({"wsgi.input": Slow(sent), "REQUEST_METHOD": "POST", **length}, start))
     assert b"".join(parts) == sent * 20 + b"end"
     assert max(map(len, parts)) < len(sent) * 20
     assert way in {"lines", "readlines"} or len(set(moved)) > 5
