@@ -40,21 +40,21 @@ class Middleware:
         began = time.perf_counter()
         given = environ.get("HTTP_X_REQUEST_ID", "")
         # Only what is safe to repeat in a log and a header; anything else is replaced.
-        request_id = given if VALID_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        environ["REQUEST_ID"] = request_id
+        environ["REQUEST_ID"] = request_id = given if VALID_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
         def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             there = {name.lower() for name, _ in headers}
-            added = [(name, value) for name, value in SECURITY_HEADERS.items() if name.lower() not in there]
+            ours = {**SECURITY_HEADERS, "X-Request-ID": request_id}
+            headers = [*headers, *((name, value) for name, value in ours.items() if name.lower() not in there)]
             line = {
                 "request_id": request_id,
                 "method": environ["REQUEST_METHOD"],
-                "path": environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace"),
+                "path": environ.get("PATH_INFO", "").encode("latin-1", "replace").decode(errors="replace"),
                 "status": int(status[:3]),
                 "duration_ms": round((time.perf_counter() - began) * 1000, 2),
                 "remote_address": environ.get("REMOTE_ADDR"),
             }
             log.info("request", extra=line)
-            return start_response(status, [*headers, *added, ("X-Request-ID", request_id)], *error)
+            return start_response(status, headers, *error)
 
         return self.app(environ, answer)

@@ -32,6 +32,14 @@ def test_a_bad_request_id_is_replaced(client: FlaskClient, given: str) -> None:
     assert len(made) == 32
 
 
+def test_what_a_view_sets_itself_wins(app: Flask) -> None:
+    """There is no second one beside it."""
+    own = {"content-security-policy": "default-src *", "x-request-id": "of-the-view", "X-Frame-Options": "SAMEORIGIN"}
+    app.add_url_rule("/own", view_func=lambda: ("", own))
+    headers = app.test_client().get("/own").headers
+    assert {name: headers.getlist(name) for name in own} == {name: [value] for name, value in own.items()}
+
+
 @pytest.mark.parametrize("path", ["/", "/nowhere", "/api/notes", "/static/style.css"])
 def test_security_headers_are_on_every_answer(client: FlaskClient, path: str) -> None:
     """Each of them once."""
