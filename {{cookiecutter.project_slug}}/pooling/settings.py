@@ -125,6 +125,15 @@ def _not_injected(value: Any) -> Any:
     return None if isinstance(value, str) and INJECTED.match(value) else value
 
 
+def _decoded(value: Any) -> Any:
+    """What is written as JSON, also in a part of a setting that has a variable for each part (MAIL__TO)."""
+    if isinstance(value, dict):
+        return {name: _decoded(part) for name, part in value.items()}
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) and value.startswith(("[", "{")) else value
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_digits)]
 Seconds = Annotated[float, BeforeValidator(_decimal), Field(ge=0.1, le=86_400)]
 Jobs = Annotated[Mapping[str, sizing.Job], NoDecode, BeforeValidator(_jobs)]
@@ -231,11 +240,9 @@ class Settings(BaseSettings):
         try:
             return handler(value)
         except ValidationError:
-            if not isinstance(value, str) or not value.startswith(("[", "{")):
+            if (decoded := _decoded(value)) == value:
                 raise
-            with contextlib.suppress(ValueError):
-                value = json.loads(value)
-            return handler(value)
+            return handler(decoded)
 
     def problems(self) -> Iterator[str]:
         """What is wrong with values that are right one by one, but not together. A class that derives from this adds

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 from pydantic import BaseModel, SecretStr
+from pydantic_settings import SettingsConfigDict
 
 from pooling import Settings, SettingsError
 from pooling.settings import DEAD_KEYS
@@ -80,6 +81,11 @@ class Key:
     text: str
 
 
+class Copies(BaseModel):
+    to: list[str] = []
+    port: int = 25
+
+
 class Nested(Settings):
     mail: Login = Login()
     others: list[Login] = []  # noqa: RUF012  # pydantic copies it
@@ -106,6 +112,22 @@ def test_a_secret_in_a_nested_setting_is_not_shown(
     (problem,) = caught.value.problems
     assert problem.startswith(says)
     assert "hunter2" not in problem
+
+
+class Parts(Settings):
+    model_config = SettingsConfigDict(env_nested_delimiter="__")
+
+    mail: Copies | None = None
+
+
+def test_a_part_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a variable for each part, as pydantic-settings has it."""
+    monkeypatch.setenv("MAIL__TO", '["a", "b"]')
+    monkeypatch.setenv("MAIL__PORT", "26")
+    assert Parts.load().mail == Copies(to=["a", "b"], port=26)
+    monkeypatch.setenv("MAIL__TO", "[a")
+    with pytest.raises(SettingsError, match="MAIL"):
+        Parts.load()
 
 
 class WithSecrets(Settings):
