@@ -6,6 +6,7 @@ import tokenize
 from pathlib import Path
 
 import pytest
+from chaos.sabotage import SABOTAGE
 
 # Lines of code, without comments and docstrings.
 MOST_LINES = {
@@ -74,3 +75,10 @@ def test_the_scripts_of_an_installation_need_nothing(project: Path):
 def test_the_factory_is_a_table_of_contents(project: Path):
     """`create_app` fits on a screen."""
     assert lines_of_code(project / "app" / "__init__.py") <= 45
+
+
+@pytest.mark.parametrize("name", SABOTAGE)
+def test_what_is_sabotaged_is_there(project: Path, name: str):
+    """The full chaos suite takes each protection out; most of it is not a part of `make test`."""
+    for path, line, _ in SABOTAGE[name]:
+        assert (project / path).read_text().count(line) == 1, (path, line)

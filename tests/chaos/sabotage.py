@@ -8,6 +8,10 @@ OVERFLOW: Patches = (
     ("pooling/extension.py", "    if process == engine.CLI:\n        return []\n", "    return []\n"),
 )
 
+NOTHING_IS_TRANSIENT: Patches = (
+    ("pooling/errors.py", "    if isinstance(error, PoolTimeoutError):\n        return True\n", "    return False\n"),
+)
+
 SABOTAGE: dict[str, Patches] = {
     "emptying the pools at a fork": (
         (
@@ -48,15 +52,13 @@ SABOTAGE: dict[str, Patches] = {
             "            pass\n",
         ),
     ),
-    "503 for the database's errors": (
-        ("app/errors.py", "    app.register_error_handler(DBAPIError, database_problem)\n", ""),
-    ),
+    "503 for the database's errors": NOTHING_IS_TRANSIENT,
     "statement and idle timeouts": (
         ("pooling/engine.py", '        "statement_timeout": settings.db_statement_timeout,\n', ""),
         ("pooling/engine.py", '        "idle_in_transaction_session_timeout": settings.db_statement_timeout,\n', ""),
     ),
     "a pool held to the budget, and 503s": (
-        ("app/errors.py", "    app.register_error_handler(DBAPIError, database_problem)\n", ""),
+        *NOTHING_IS_TRANSIENT,
         *OVERFLOW,
         ("gunicorn.conf.py", "\nthreads = _plan.threads", "\nthreads = 12"),
         ("gunicorn.conf.py", "worker_connections = _plan.threads", "worker_connections = 1000"),
