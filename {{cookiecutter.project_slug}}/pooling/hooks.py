@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ from pooling.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
+ENDED = re.compile("Worker .* was sent SIG(INT|QUIT)")
 LAST_WORDS_SECONDS = 0.5
 DRAIN_SECONDS = 5  # WEB_GRACEFUL_TIMEOUT begins after it
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Linux's, made for this
@@ -252,6 +254,8 @@ def end_workers_that_only_start() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
     os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock_worker)
+    # gunicorn would warn of each that is ended so.
+    logging.getLogger("gunicorn.error").addFilter(lambda record: not ENDED.match(record.getMessage()))
 
 
 def drain_on_term(server: Any) -> None:

@@ -216,7 +216,7 @@ def connects(address: tuple[str, int]) -> bool:
 
 
 FORK_AND_TELL = """
-import os, signal, time
+import logging, os, signal, time
 from pooling import hooks
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)  # as the master's, which only note the signal
@@ -228,14 +228,18 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
     os.kill(child, number)  # at once, before it has done anything
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number)
     os.kill(os.getpid(), number)  # and this process goes on
+for name in ("SIGINT", "SIGQUIT", "SIGKILL"):
+    logging.getLogger("gunicorn.error").warning("Worker (pid:%s) was sent %s!", 7, name)
 """
 
 
 @once
 def test_a_worker_that_only_starts_ends_when_it_is_told() -> None:
-    """Between the fork and its own handlers it has those of the master, which would lose the signal."""
+    """Between the fork and its own handlers it has those of the master, which would lose the signal. That it was told
+    is nothing to warn of; that somebody killed it is."""
     done = command("python", "-c", FORK_AND_TELL)
     assert done.stdout.split() == ["True"] * 3, done.stderr
+    assert done.stderr == "Worker (pid:7) was sent SIGKILL!\n"
 
 
 @once
