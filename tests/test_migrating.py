@@ -311,7 +311,7 @@ def test_limits_of_a_role_or_a_database_are_for_requests(copy: Path, server: str
 @pytest.mark.parametrize(
     ("url", "body", "says"),
     [
-        ("postgresql://app@127.0.0.1:9/service", "pass", "the database cannot be reached: "),
+        ("postgresql://app@127.0.0.1:9/service", "pass", "the database cannot be reached; check DATABASE_URL: "),
         ("{server}/../nowhere", "pass", 'database "nowhere" does not exist'),
         ("{nobody}", "pass", 'role "nobody" does not exist'),
         ("{server}", "op.execute('select 1 / 0')", "wrong.py, line 10: division by zero"),
