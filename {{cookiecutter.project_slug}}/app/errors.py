@@ -19,8 +19,6 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 import pooling
 
-RETRY_AFTER_SECONDS = 1
-
 Model = TypeVar("Model", bound=BaseModel)
 
 log = logging.getLogger(__name__)
@@ -75,5 +73,5 @@ def database_problem(error: Exception) -> ResponseReturnValue:
         return pooling.next_handler(error, database_problem)
     log.warning("the database did not serve this request: %s", getattr(error, "orig", error))
     # A client whose request may have written something is not told to send it again.
-    headers = {} if pooling.may_have_written() else {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    headers = {} if pooling.may_have_written() else {"Retry-After": "1"}
     return problem(503, pooling.reason(error), headers)
