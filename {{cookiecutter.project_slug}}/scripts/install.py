@@ -153,7 +153,8 @@ def run(command: list[str | Path], *, told: str = "") -> tuple[int, str]:
                 now = time.monotonic()
                 if told and now - spoke[0] > (0.5 if terminal else SAY_SOMETHING_SECONDS):
                     spoke[0], shown = now, True
-                    last = Path(output.name).read_text(errors="replace").split("\n")[-2:-1] or [told]
+                    lines = Path(output.name).read_text(errors="replace").split("\n")[:-1]
+                    last = [line for line in lines if not line.startswith(("WARNING:", "DEPRECATION:"))][-1:] or [told]
                     text = f"  {now - BEGAN:2.0f} s  {last[0].strip()[:60]}"
                     print(f"\r{text}\x1b[K" if terminal else text, end="" if terminal else "\n", flush=True)
         except KeyboardInterrupt:

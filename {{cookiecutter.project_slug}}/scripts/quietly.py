@@ -1,5 +1,5 @@
-"""Run a module as `python -m` does; Ctrl-C while it is being loaded ends it without a traceback, and it ends with its
-terminal.
+"""Run a module as `python -m` does. Ctrl-C ends it without a traceback while that module is being loaded, and it ends
+with its terminal.
 
     python -m scripts.quietly flask db upgrade
 
