@@ -44,7 +44,7 @@ def load(path):
 
 
 def main(answers, folder):
-    sizing, machine = load(folder / "pooling" / "sizing.py"), load(folder / "pooling" / "machine.py")
+    sizing, machine = load(folder / "flask_pooling" / "sizing.py"), load(folder / "flask_pooling" / "machine.py")
     numbers = {
         "max_connections": int(answers["postgres_max_connections"]),
         "instances": int(answers["app_instances"]),

@@ -2,7 +2,7 @@
 command that asks again, with the good answers in it.
 
 Pure functions; only the call at the end knows Jinja, and what it gets is data, never source. What Postgres can hold is
-not decided here but by the arithmetic that the generated service uses, `pooling/sizing.py`.
+not decided here but by the arithmetic that the generated service uses, `flask_pooling/sizing.py`.
 """
 
 import importlib.util
@@ -131,7 +131,7 @@ def find_sizing(answers, environ):
     """
     repo = answers.get("_repo_dir")
     for base in (answers.get("_output_dir"), environ.get("PWD")):
-        if repo and base and (path := Path(base, repo, PROJECT, "pooling", "sizing.py")).is_file():
+        if repo and base and (path := Path(base, repo, PROJECT, "flask_pooling", "sizing.py")).is_file():
             return path
     return None
 

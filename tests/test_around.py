@@ -86,7 +86,7 @@ def test_named_targets_exist(project: Path, name: str):
 def test_named_files_exist(project: Path):
     """Every path that the README and the guide name is there, and every folder is in "Where things are"."""
     readme = (project / "README.md").read_text()
-    folder = r"(?:app|deploy|docs|migrations|pooling|requirements|scripts|tests)/[\w./-]*"
+    folder = r"(?:app|deploy|docs|migrations|flask_pooling|requirements|scripts|tests)/[\w./-]*"
     for text in (readme, (project / "docs" / "connection-pooling.md").read_text()):
         named = re.findall(rf"`({folder}|[\w.-]+\.conf\.py|wsgi\.py)`", text)
         assert named

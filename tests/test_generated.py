@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from baking import AWKWARD, Bake
 
 INSIDE = Path(__file__).parent / "inside"
+LIBRARY = Path(__file__).parent / "library"  # not collected here
 # A whole production's .env, and what libpq and gunicorn read by themselves.
 SHELL = {
     "APP_ENV": "production",
@@ -156,11 +158,32 @@ def test_the_python_of_the_image_is_one_of_them(template: Path):
     assert not there or wanted in pythons()
 
 
+@pytest.fixture(scope="module")
+def with_the_librarys_tests(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The installed project, with the tests of the library beside its own."""
+    project = tmp_path_factory.mktemp("library") / "my_service"
+    shutil.copytree(installed, project, ignore=shutil.ignore_patterns(".venv", "instance"))
+    (project / ".venv").symlink_to(installed / ".venv")
+    shutil.copytree(LIBRARY, project / "tests" / "library")
+    return project
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+def test_the_librarys_suite(with_the_librarys_tests: Path, database: str):
+    """Its own tests, on both databases; ruff and mypy --strict look at them as well."""
+    python = with_the_librarys_tests / ".venv" / "bin" / "python"
+    suite = [python, "-m", "pytest", "tests/library", "--database", database, "-n", "2"]
+    (run,) = results(check(suite, with_the_librarys_tests))
+    assert set(run) == {"passed"}
+    if database == "sqlite":
+        check(["make", "lint", "typecheck"], with_the_librarys_tests)
+
+
 MANY_PLANS = """
 import sys
 sys.path.insert(0, ".")
 import hypothesis
-from tests.pooling import test_sizing
+from tests.library import test_sizing
 many = hypothesis.settings(max_examples=7000, deadline=None, database=None, derandomize=False)
 for name in sorted(vars(test_sizing)):
     test = getattr(test_sizing, name)
@@ -170,7 +193,8 @@ for name in sorted(vars(test_sizing)):
 """
 
 
-def test_the_promises_hold_over_20_000_plans(installed: Path):
-    """The generated suite tries a hundred of each; here it is 21,000."""
-    checked = check([installed / ".venv/bin/python", "-c", MANY_PLANS], installed).split()
+def test_the_promises_hold_over_20_000_plans(with_the_librarys_tests: Path):
+    """The library's suite tries a hundred of each; here it is 21,000."""
+    project = with_the_librarys_tests
+    checked = check([project / ".venv/bin/python", "-c", MANY_PLANS], project).split()
     assert len(checked) == 3

@@ -22,7 +22,7 @@ GOOD = {
 }
 pre = load(ROOT / "hooks" / "pre_gen_project.py")
 post = load(ROOT / "hooks" / "post_gen_project.py")
-sizing = load(ROOT / PROJECT / "pooling" / "sizing.py")
+sizing = load(ROOT / PROJECT / "flask_pooling" / "sizing.py")
 
 
 @pytest.mark.parametrize("hook", ["pre_gen_project", "post_gen_project"])
@@ -115,7 +115,7 @@ def test_old_python_is_refused(capfd: pytest.CaptureFixture[str]):
 
 def test_arithmetic_is_found(template: Path, tmp_path: Path):
     """The template's folder is found as it was typed: absolute, or relative to where cookiecutter was started."""
-    expected = template / PROJECT / "pooling" / "sizing.py"
+    expected = template / PROJECT / "flask_pooling" / "sizing.py"
     for repo, output, pwd in [
         (str(template), str(tmp_path), None),
         (template.name, str(template.parent), None),
@@ -214,10 +214,10 @@ def test_no_bytecode_is_left(cli: Run, template: Path, tmp_path: Path):
 def test_hooks_can_be_declined(cli: Run, template: Path, tmp_path: Path):
     """Who does not trust hooks bakes without them and gets the same files."""
     cli(template, "--no-input", "--accept-hooks=no", cwd=tmp_path)
-    assert (tmp_path / "my_service" / "pooling" / "sizing.py").is_file()
+    assert (tmp_path / "my_service" / "flask_pooling" / "sizing.py").is_file()
 
 
 def test_hooks_run_on_the_standard_library(project: Path):
     """What the hooks import needs nothing installed: not even site-packages."""
-    for path in (project / "pooling" / "sizing.py", project / "pooling" / "machine.py"):
+    for path in (project / "flask_pooling" / "sizing.py", project / "flask_pooling" / "machine.py"):
         subprocess.run([sys.executable, "-I", "-S", "-B", path], check=True, timeout=60)

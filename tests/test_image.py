@@ -121,13 +121,13 @@ def test_only_what_runs_is_in_the_image(image: Image):
         "app",
         "gunicorn.conf.py",
         "migrations",
-        "pooling",
+        "flask_pooling",
         "requirements",
         "wsgi.py",
     }
     assert [path.name for path in (srv / "requirements").iterdir()] == ["prod.txt"]
     assert not (packages / "pip").exists()
-    for folder in (srv / "app", srv / "pooling", srv / "migrations" / "versions", packages / "flask"):
+    for folder in (srv / "app", srv / "flask_pooling", srv / "migrations" / "versions", packages / "flask"):
         compiled = {path.name.partition(".")[0] for path in (folder / "__pycache__").iterdir()}
         assert compiled == {path.stem for path in folder.glob("*.py")}
 

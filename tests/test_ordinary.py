@@ -341,7 +341,7 @@ def test_no_autoflush(copy: Path):
 from app import create_app
 from app.extensions import db
 from app.models import Note
-from pooling import run
+from flask_pooling import run
 from sqlalchemy import select
 with create_app().app_context():
     db.create_all()

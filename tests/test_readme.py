@@ -271,7 +271,7 @@ def test_without_the_example(copy: Path):
 
 def test_worked_examples():
     """The table of sums is what the arithmetic says."""
-    sizing = load(ROOT / PROJECT / "pooling" / "sizing.py")
+    sizing = load(ROOT / PROJECT / "flask_pooling" / "sizing.py")
     row = re.compile(r"^\| ([\d.]+) \| (\d+) \| (\d+) \| (\d+) \| (.+) \|$", re.MULTILINE)
     rows = row.findall(READMES["template"].read_text())
     assert len(rows) == 6

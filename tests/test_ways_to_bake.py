@@ -119,7 +119,7 @@ def test_cruft_is_refused_too(repository: Path, tmp_path: Path):
 
 def test_cruft_updates_a_project(repository: Path, tmp_path: Path):
     """The README's command, as it is written: over a project whose `app/` was changed everywhere, a template whose
-    `pooling/` has changed brings that, renders what is new, and conflicts with nothing."""
+    `flask_pooling/` has changed brings that, renders what is new, and conflicts with nothing."""
     (command,) = re.findall(r"^\$ (cruft update.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     source = shutil.copytree(repository, tmp_path / "source")
     answers = '{"project_name": "Zoë\'s \\"X\\""}'
@@ -132,7 +132,7 @@ def test_cruft_updates_a_project(repository: Path, tmp_path: Path):
         path.write_text(f"{comment}\n{path.read_text()}\n{comment}\n")
     commit_all(project, "Made, and changed by me")
 
-    theirs = [path for path in (source / PROJECT / "pooling").rglob("*") if path.suffix == ".py"]
+    theirs = [path for path in (source / PROJECT / "flask_pooling").rglob("*") if path.suffix == ".py"]
     assert len(theirs) > 10
     for path in theirs:
         lines = path.read_text().splitlines()
@@ -140,7 +140,7 @@ def test_cruft_updates_a_project(repository: Path, tmp_path: Path):
         path.write_text("\n".join([lines[0], "", *lines[1:middle], *lines[middle:], "# The template moves on."]) + "\n")
     with (source / PROJECT / "README.md").open("a") as readme:
         readme.write("\nA new line, for {{ cookiecutter.project_slug }}.\n")
-    (source / PROJECT / "pooling" / "new.py").write_text('"""A new file of the template."""\n')
+    (source / PROJECT / "flask_pooling" / "new.py").write_text('"""A new file of the template."""\n')
     commit_all(source, "The template moves on")
     assert cruft("check", cwd=project).returncode == 1
 
@@ -157,8 +157,10 @@ def test_cruft_updates_a_project(repository: Path, tmp_path: Path):
     )
     assert updated.returncode == 0, updated.stdout + updated.stderr
     for file in theirs:
-        assert (project / "pooling" / file.relative_to(source / PROJECT / "pooling")).read_text() == file.read_text()
-    assert (project / "pooling" / "new.py").is_file()
+        assert (
+            project / "flask_pooling" / file.relative_to(source / PROJECT / "flask_pooling")
+        ).read_text() == file.read_text()
+    assert (project / "flask_pooling" / "new.py").is_file()
     assert (project / "README.md").read_text().endswith("\nA new line, for zoe_s_x.\n")
     assert all(path.read_text().count("mine") >= 2 for path in mine)
     assert not any("<<<<<<<" in path.read_text() for path in mine)

@@ -11,9 +11,9 @@ from gunicorn import glogging
 
 from app.config import Environment, Settings
 from app.logs import config_for
-from pooling import PlanError, SettingsError
-from pooling.hooks import Hooks, shared_memory
-from pooling.reload import or_error
+from flask_pooling import PlanError, SettingsError
+from flask_pooling.gunicorn import Hooks, shared_memory
+from flask_pooling.reload import or_error
 
 try:
     _settings = Settings.load()
@@ -29,7 +29,7 @@ logconfig_dict = config_for(_settings.app_env)
 
 class _Logger(glogging.Logger):
     def access(self, *of_a_request: Any) -> None:
-        """app/requests.py logs requests. gunicorn would put a line of its own together for each, and drop it."""
+        """app/middleware.py logs requests. gunicorn would put a line of its own together for each, and drop it."""
         if self.cfg.accesslog:
             super().access(*of_a_request)
 

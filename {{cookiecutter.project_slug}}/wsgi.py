@@ -7,7 +7,7 @@ from flask import Flask
 
 from app import create_app
 from app.config import Settings
-from pooling import PlanError, SettingsError, cli
+from flask_pooling import PlanError, SettingsError, cli
 
 try:
     app = create_app()

@@ -4,58 +4,66 @@
 Patches = tuple[tuple[str, str, str], ...]
 
 OVERFLOW: Patches = (
-    ("pooling/engine.py", '"max_overflow": self.max_overflow,', '"max_overflow": 10,'),
-    ("pooling/extension.py", "    if process == engine.CLI:\n        return []\n", "    return []\n"),
+    ("flask_pooling/engine.py", '"max_overflow": self.max_overflow,', '"max_overflow": 10,'),
+    ("flask_pooling/extension.py", "    if process == engine.CLI:\n        return []\n", "    return []\n"),
 )
 
 NOTHING_IS_TRANSIENT: Patches = (
-    ("pooling/errors.py", "    if isinstance(error, PoolTimeoutError):\n        return True\n", "    return False\n"),
+    (
+        "flask_pooling/errors.py",
+        "    if isinstance(error, PoolTimeoutError):\n        return True\n",
+        "    return False\n",
+    ),
 )
 
 SABOTAGE: dict[str, Patches] = {
     "emptying the pools at a fork": (
         (
-            "pooling/engine.py",
+            "flask_pooling/engine.py",
             "    os.register_at_fork(after_in_child=functools.partial(empty_pools, close=False))",
             "    pass",
         ),
-        ("pooling/hooks.py", "        empty_pools(close=True)", "        pass"),
+        ("flask_pooling/gunicorn.py", "        empty_pools(close=True)", "        pass"),
     ),
     "the refusal of HUP": (
         (
-            "pooling/hooks.py",
+            "flask_pooling/gunicorn.py",
             '    signal.SIGHUP: "HUP is ignored: it would start new workers beside the old ones",\n',
             "",
         ),
     ),
     "the refusal of TTIN": (
-        ("pooling/hooks.py", '    signal.SIGTTIN: "TTIN is ignored: it would start one more worker",\n', ""),
+        ("flask_pooling/gunicorn.py", '    signal.SIGTTIN: "TTIN is ignored: it would start one more worker",\n', ""),
     ),
     "pools without overflow": OVERFLOW,
     "the check at checkout": (
-        ("pooling/engine.py", '        event.listen(engine, "checkout", guard.checked_out)\n', ""),
+        ("flask_pooling/engine.py", '        event.listen(engine, "checkout", guard.checked_out)\n', ""),
     ),
     "25006 as a disconnect": (
-        ("pooling/engine.py", '    event.listen(engine, "handle_error", _disconnect_when_read_only)\n', ""),
+        ("flask_pooling/engine.py", '    event.listen(engine, "handle_error", _disconnect_when_read_only)\n', ""),
     ),
     "target_session_attrs": (
         (
-            "pooling/engine.py",
+            "flask_pooling/engine.py",
             '        "target_session_attrs": "primary",  # see _prefer_a_server_that_takes_writes\n',
             "",
         ),
     ),
     "the whereabouts of the server": (
         (
-            "pooling/health.py",
+            "flask_pooling/health.py",
             '            sa.event.listen(engine, "connect", self._connected)\n',
             "            pass\n",
         ),
     ),
     "503 for the database's errors": NOTHING_IS_TRANSIENT,
     "statement and idle timeouts": (
-        ("pooling/engine.py", '        "statement_timeout": settings.db_statement_timeout,\n', ""),
-        ("pooling/engine.py", '        "idle_in_transaction_session_timeout": settings.db_statement_timeout,\n', ""),
+        ("flask_pooling/engine.py", '        "statement_timeout": settings.db_statement_timeout,\n', ""),
+        (
+            "flask_pooling/engine.py",
+            '        "idle_in_transaction_session_timeout": settings.db_statement_timeout,\n',
+            "",
+        ),
     ),
     "a pool held to the budget, and 503s": (
         *NOTHING_IS_TRANSIENT,
@@ -64,14 +72,14 @@ SABOTAGE: dict[str, Patches] = {
         ("gunicorn.conf.py", "worker_connections = _plan.threads", "worker_connections = 1000"),
     ),
     "client_connection_check_interval": (
-        ("pooling/engine.py", ' | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}', ""),
+        ("flask_pooling/engine.py", ' | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}', ""),
     ),
     "TCP limits": (
-        ("pooling/engine.py", '        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,\n', ""),
-        ("pooling/engine.py", "        **KEEPALIVES,\n", ""),
+        ("flask_pooling/engine.py", '        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,\n', ""),
+        ("flask_pooling/engine.py", "        **KEEPALIVES,\n", ""),
     ),
-    "prepare_threshold=None": (("pooling/engine.py", '        arguments["prepare_threshold"] = None\n', ""),),
-    "SET LOCAL": (("pooling/engine.py", 'f"SET LOCAL {name} = {value}"', 'f"SET {name} = {value}"'),),
+    "prepare_threshold=None": (("flask_pooling/engine.py", '        arguments["prepare_threshold"] = None\n', ""),),
+    "SET LOCAL": (("flask_pooling/engine.py", 'f"SET LOCAL {name} = {value}"', 'f"SET {name} = {value}"'),),
     "worker_connections = threads": (
         ("gunicorn.conf.py", "worker_connections = _plan.threads", "worker_connections = 1000"),
     ),
@@ -79,14 +87,14 @@ SABOTAGE: dict[str, Patches] = {
         ("gunicorn.conf.py", "\ngraceful_timeout = _settings.web_graceful_timeout", "\ngraceful_timeout = 0"),
     ),
     "the queue that is emptied before the end": (
-        ("pooling/hooks.py", "            drain_on_term(server)", "            pass"),
+        ("flask_pooling/gunicorn.py", "            drain_on_term(server)", "            pass"),
     ),
     "the next instance for who was refused": (
         ("deploy/nginx/app.conf.template", "proxy_next_upstream_timeout 5s;", "proxy_next_upstream off;"),
     ),
     "the check for what Postgres cannot store": (("app/notes.py", 'if "\\x00" in text:', "if False:"),),
     "the masking of what may be a secret": (
-        ("pooling/settings.py", 'if secret or "@" in str(value) else', "if False else"),
+        ("flask_pooling/settings.py", 'if secret or "@" in str(value) else', "if False else"),
     ),
-    "the heartbeat that stops": (("pooling/limit.py", "None if is_hung(0.5) else beat()", "beat()"),),
+    "the heartbeat that stops": (("flask_pooling/watchdog.py", "None if is_hung(0.5) else beat()", "beat()"),),
 }

@@ -181,7 +181,7 @@ def answered(template: Path, bake: Callable[..., Path], into: Path, count: int, 
         "a project that compiles, or one line that refuses; never a traceback",
     )  # fmt: skip
     hook = load(template / "hooks" / "pre_gen_project.py", "chaos_hook")
-    sizing = load(template / "{{cookiecutter.project_slug}}" / "pooling" / "sizing.py", "chaos_sizing")
+    sizing = load(template / "{{cookiecutter.project_slug}}" / "flask_pooling" / "sizing.py", "chaos_sizing")
     names = ("project_name", "project_slug", "description", "author_name")
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []

@@ -388,7 +388,7 @@ def test_no_error_is_left_out() -> None:
 def test_names_and_figures() -> None:
     """The settings and the metric that it names exist, and the time limits are the defaults."""
     assert set(re.findall(r"\b(?:APP|DB|WEB)_[A-Z_]+", TEXT)) <= NAMES
-    assert "db_connection_hold_seconds" in (ROOT / "pooling" / "metrics.py").read_text()
+    assert "db_connection_hold_seconds" in (ROOT / "flask_pooling" / "metrics.py").read_text()
     limits = Settings(_env_file=None)
     assert (
         f"connect {limits.db_connect_timeout}, wait for the pool {limits.db_pool_timeout:g}, for a lock"

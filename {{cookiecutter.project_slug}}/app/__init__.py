@@ -3,7 +3,7 @@
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-import pooling
+import flask_pooling
 from app import config
 from app.config import Settings
 
@@ -17,7 +17,7 @@ def create_app(settings: Settings | None = None, *, web: bool = False, job: str 
     :raises SettingsError: the settings cannot be used.
     """
     # Imported here, so that gunicorn.conf.py can import app.config alone.
-    from app import errors, home, models, notes, requests
+    from app import errors, home, middleware, models, notes
     from app.extensions import db, migrate
 
     settings = settings or Settings.load()
@@ -29,10 +29,10 @@ def create_app(settings: Settings | None = None, *, web: bool = False, job: str 
 
     db.init_app(app)
     migrate.init_app(app, db)
-    pooling.init_app(app, db, settings, process=process)
+    flask_pooling.init_app(app, db, settings, process=process)
 
     errors.init_app(app)
-    requests.init_app(app)
+    middleware.init_app(app)
     app.register_blueprint(home.bp)
     app.register_blueprint(notes.bp)
     app.shell_context_processor(lambda: {"db": db, "models": models})

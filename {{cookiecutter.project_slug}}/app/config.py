@@ -15,9 +15,9 @@ from pydantic import Field, SecretStr
 from pydantic_settings import PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import URL
 
-import pooling
+import flask_pooling
 from app import defaults
-from pooling import DatabaseUrl, NullPool, QueuePool, SettingsError, Whole
+from flask_pooling import DatabaseUrl, NullPool, QueuePool, SettingsError, Whole
 
 # environment    a web worker   a shell, a cron job, a migration
 POOLS: dict[str, tuple[type[NullPool] | type[QueuePool], type[NullPool] | type[QueuePool]]] = {
@@ -39,8 +39,8 @@ class Environment(StrEnum):
         return self in {Environment.TESTING, Environment.DEVELOPMENT}
 
 
-class Settings(pooling.Settings):
-    """The service's settings. `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT` are in pooling/settings.py."""
+class Settings(flask_pooling.Settings):
+    """The service's settings. `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT` are in the library."""
 
     model_config = SettingsConfigDict(env_file=".env")
 
@@ -109,8 +109,8 @@ def for_flask(settings: Settings, process: str) -> Mapping[str, Any]:
 def engine_options(settings: Settings, url: str | URL, process: str) -> dict[str, Any]:
     """The options of one engine: the default one's, or a bind's. Call it for each, since engines change theirs."""
     web_pool, other_pool = POOLS[settings.app_env]
-    pool = other_pool if process == pooling.CLI else web_pool
-    return pooling.engine_options(settings, url, process=process, pool=pool)
+    pool = other_pool if process == flask_pooling.CLI else web_pool
+    return flask_pooling.engine_options(settings, url, process=process, pool=pool)
 
 
 def process(settings: Settings, *, web: bool, job: str | None) -> str:
@@ -122,7 +122,7 @@ def process(settings: Settings, *, web: bool, job: str | None) -> str:
     if job is not None and job not in settings.app_jobs:
         planned = ", ".join(settings.app_jobs) or "none"
         raise SettingsError([f"the job {job!r} is not in APP_JOBS, which has {planned}; add name=COPIESxCONNECTIONS"])
-    return job or (pooling.WEB if web else pooling.CLI)
+    return job or (flask_pooling.WEB if web else flask_pooling.CLI)
 
 
 def _in_development() -> bool:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
-import pooling
+import flask_pooling
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -45,7 +45,7 @@ def http_problem(error: HTTPException) -> ResponseReturnValue | HTTPException:
     """404, 405, 413, 415, 500 and the rest, with the headers that belong to them (Allow on a 405)."""
     if error.response is not None or error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return error  # a redirect, or a response made by hand
-    if (unexpected := getattr(error, "original_exception", None)) and pooling.is_transient(unexpected):
+    if (unexpected := getattr(error, "original_exception", None)) and flask_pooling.is_transient(unexpected):
         return database_problem(unexpected)  # raised outside of a view: in a hook, or where the session is loaded
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return error
@@ -69,9 +69,9 @@ def valid(model: type[Model], sent: Any) -> Model:
 
 
 def database_problem(error: Exception) -> ResponseReturnValue:
-    if not pooling.is_transient(error):
-        return pooling.next_handler(error, database_problem)
+    if not flask_pooling.is_transient(error):
+        return flask_pooling.next_handler(error, database_problem)
     log.warning("the database did not serve this request: %s", getattr(error, "orig", error))
     # A client whose request may have written something is not told to send it again.
-    headers = {} if pooling.may_have_written() else {"Retry-After": "1"}
-    return problem(503, pooling.reason(error), headers)
+    headers = {} if flask_pooling.may_have_written() else {"Retry-After": "1"}
+    return problem(503, flask_pooling.reason(error), headers)

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from app.errors import valid
 from app.extensions import db
 from app.models import Note
-from pooling import run
+from flask_pooling import run
 
 MAX_ID = 2**63 - 1
 MAX_PAGE = 100

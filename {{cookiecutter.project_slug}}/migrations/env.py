@@ -102,7 +102,7 @@ def migrate_on_postgres(engine: Engine, key: str | None) -> None:
 def connect(engine: Engine) -> Iterator[Connection]:
     """A connection without the limits of a role or a database. It does not go back to the pool, which has them."""
     # Behind a pooler a setting must not outlive the transaction: the next client would have it.
-    local = current_app.extensions["pooling"].settings.db_pooler != "none"
+    local = current_app.extensions["flask_pooling"].settings.db_pooler != "none"
     lift = f"SELECT set_config(name, '0', {local}) FROM pg_settings WHERE name IN {LIMITS}"  # noqa: S608  # constants
     with engine.connect() as connection:
         event.listen(connection, "begin", lambda begun: begun.exec_driver_sql(lift))

@@ -1,4 +1,4 @@
-"""The settings: strict, all problems at once, and never a secret in a message. tests/pooling has the rest of them."""
+"""The settings: strict, all problems at once, and never a secret in a message. tests/library has the rest of them."""
 
 import secrets
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.config import Environment, Settings
-from pooling import SettingsError
+from flask_pooling import SettingsError
 
 pytestmark = [pytest.mark.sqlite, pytest.mark.usefixtures("production")]  # no database in it: once is enough
 

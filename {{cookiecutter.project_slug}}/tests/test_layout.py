@@ -1,4 +1,4 @@
-"""The two packages: `app/` is yours, and `pooling/` knows nothing of it."""
+"""The two packages: `app/` is yours, and `flask_pooling/` knows nothing of it."""
 
 import ast
 from pathlib import Path
@@ -18,7 +18,7 @@ def imported(module: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("module", sorted((ROOT / "pooling").rglob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("module", sorted((ROOT / "flask_pooling").rglob("*.py")), ids=lambda path: path.name)
 def test_the_machinery_imports_nothing_of_the_app(module: Path) -> None:
     """So that an update can replace the folder, and another app can copy it."""
     assert imported(module) & {"app", "scripts", "tests", "wsgi"} == set()

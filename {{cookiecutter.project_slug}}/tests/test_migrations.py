@@ -17,7 +17,7 @@ from flask import Flask
 from flask_migrate import downgrade, upgrade
 
 from app.extensions import db
-from tests.pooling.serving import ROOT, TOOLS, environment
+from tests.serving import ROOT, TOOLS, environment
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from flask import Flask
 from app import create_app
 from app.config import Settings
 from app.extensions import db
-from pooling import SettingsError
+from flask_pooling import SettingsError
 
 MakeApp = Callable[..., Flask]
 

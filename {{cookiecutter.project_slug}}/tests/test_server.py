@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 
 from app import defaults
 from app.config import Settings
-from tests.pooling.serving import Server, call, serving
+from tests.serving import Server, call, serving
 
 pytestmark = [pytest.mark.postgres, pytest.mark.direct]
 

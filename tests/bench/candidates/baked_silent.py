@@ -1,7 +1,7 @@
 """The baked service without its access log and its metrics: what those cost is the difference."""
 
-import pooling.requests
-from pooling.errors import note_a_connection
+import flask_pooling.middleware
+from flask_pooling.errors import note_a_connection
 from sqlalchemy import event
 
 from app import requests
@@ -31,7 +31,7 @@ class Nothing:
 
 
 requests.log, nothing = Log(), Nothing()
-pooling.requests.metrics = lambda: nothing
+flask_pooling.middleware.metrics = lambda: nothing
 
 from baked import app  # noqa: E402
 
@@ -46,7 +46,7 @@ with app.app_context():
 silenced = 0
 for name in ("connect", "checkout", "checkin"):
     for listener in list(getattr(engine.pool.dispatch, name)):
-        if listener.__module__ == "pooling.metrics":
+        if listener.__module__ == "flask_pooling.metrics":
             event.remove(engine, name, listener)
             silenced += 1
 if silenced != 3:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
-from pooling.engine import ConnectionGuard
+from flask_pooling.engine import ConnectionGuard
 
 from app import create_app
 from app.extensions import db

@@ -4,7 +4,7 @@ import os
 import time
 
 from flask import Blueprint, Flask, current_app, jsonify, request
-from pooling import run, unlimited
+from flask_pooling import run, unlimited
 from sqlalchemy import text
 
 from app.extensions import db

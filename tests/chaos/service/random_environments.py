@@ -7,9 +7,9 @@ from collections import Counter
 from unittest import mock
 
 import sqlalchemy as sa
+from flask_pooling import SettingsError
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pooling import SettingsError
 
 from app.config import Settings, engine_options, process
 

@@ -2,8 +2,8 @@
 
 from flask import Blueprint, Response, jsonify, redirect, render_template_string, request, stream_with_context, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_required, login_user
+from flask_pooling import run
 from markupsafe import Markup
-from pooling import run
 from sqlalchemy import ForeignKey, select, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 

@@ -1,0 +1,104 @@
+"""The machinery's own tests run on the app of plain.py. `make_plain` makes it, `plain` is one of a web worker."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+from gunicorn.app.wsgiapp import WSGIApplication
+from sqlalchemy.engine import Engine, make_url
+
+from flask_pooling import metrics
+from tests.library.plain import create_app, db
+from tests.serving import ROOT
+
+
+def superuser(url: str) -> "psycopg.Connection[Any]":
+    """Of our own Postgres; to be used as a context manager."""
+    as_superuser = make_url(url).set(drivername="postgresql", username="postgres")
+    return psycopg.connect(as_superuser.render_as_string(hide_password=False), autocommit=True)
+
+
+@pytest.fixture
+def make_plain(environ: dict[str, str]) -> Iterator[Callable[..., Flask]]:
+    """A function that makes apps on this run's database: `make_plain()`, `make_plain(WEB_THREADS=3)`,
+    `make_plain(web=False)`. Their tables are dropped, and their engines disposed of."""
+    made: list[Flask] = []
+
+    def make(*, web: bool = True, job: str | None = None, binds: dict[str, Any] | None = None, **more: object) -> Flask:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in more.items():
+                patch.setenv(name, str(value))
+            app = create_app(web=web and not job, job=job, binds=binds)
+        app.testing = True
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        with app.app_context():
+            for engine in db.engines.values():
+                engine.dispose()
+
+
+@pytest.fixture
+def plain(make_plain: Callable[..., Flask]) -> Iterator[Flask]:
+    """The app of a web worker, with its table."""
+    app = make_plain()
+    with app.app_context():
+        db.create_all(bind_key=None)
+    yield app
+    with app.app_context():
+        db.drop_all(bind_key=None)
+
+
+@pytest.fixture(scope="session")
+def other_database(database_kind: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a second database, on the same server."""
+    if database_kind == "sqlite":
+        return f"sqlite:///{tmp_path_factory.mktemp('other')}/other.db"
+    url: str = request.getfixturevalue("own_postgres")
+    with superuser(url) as connection:
+        connection.execute("create database other owner app")
+    return make_url(url).set(database="other").render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def two(make_plain: Callable[..., Flask], other_database: str) -> Iterator[Flask]:
+    """A web worker's app with two databases, and one row in each."""
+    app, both = make_plain(binds={"other": other_database}, DB_BINDS=1), [None, "other"]
+    with app.app_context():
+        db.create_all(bind_key=both)
+        for key, engine in db.engines.items():
+            with engine.begin() as connection:
+                connection.execute(sa.text("insert into items (name) values (:name)"), {"name": key or "first"})
+    yield app
+    with app.app_context():
+        db.drop_all(bind_key=both)
+
+
+def engine_of(app: Flask, bind_key: str | None = None) -> Engine:
+    with app.app_context():
+        return db.engines[bind_key]
+
+
+def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> Any:
+    """gunicorn with its configuration, as if it had been started with these words. It serves nothing."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv(metrics.DIRECTORY, "/")  # no folder is made
+    monkeypatch.setattr(metrics, "keep_in", lambda folder: None)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["gunicorn", *words])
+    return WSGIApplication()
+
+
+def start(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> None:
+    """What gunicorn looks at before it serves, for a start that is refused there: SystemExit has the message."""
+    app = load(monkeypatch, *words, **environ)
+    app.cfg.on_starting(SimpleNamespace(cfg=app.cfg, app=app, log=logging.getLogger(__name__)))

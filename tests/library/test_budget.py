@@ -1,0 +1,143 @@
+"""The plan against a server: what the server says of itself, and what follows."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+from flask import Flask
+from sqlalchemy.engine import make_url
+
+from flask_pooling import budget
+from flask_pooling.budget import Server
+from flask_pooling.sizing import Job, plan
+from tests.library.conftest import engine_of, start, superuser
+from tests.library.plain import NAME
+from tests.serving import command, free_port
+
+PLAN = plan(cpus=2, memory_mib=4096, max_connections=100, instances=2)  # 24 of 87
+SERVER = Server(
+    max_connections=100,
+    superuser_reserved=3,
+    role_reserved=0,
+    role_limit=-1,
+    database_limit=-1,
+    connected={},
+    connected_others=0,
+)
+
+
+@pytest.mark.sqlite  # no database in it: once is enough
+@pytest.mark.parametrize(
+    ("facts", "usable", "problem"),
+    [
+        ({}, 87, None),
+        ({"max_connections": 37}, 24, None),
+        ({"max_connections": 36}, 23, "24 > 23 .max_connections 36"),
+        ({"max_connections": 40, "role_reserved": 5}, 22, "24 > 22 .max_connections"),
+        ({"superuser_reserved": 80}, 10, "24 > 10 .max_connections"),
+        ({"role_limit": 24}, 24, None),
+        ({"role_limit": 23}, 23, "24 > 23 .the role's connection limit"),
+        ({"database_limit": 5}, 5, "24 > 5 .the database's connection limit"),
+        ({"role_limit": 0}, 0, "24 > 0 .the role's"),
+        ({"max_connections": 10}, -3, "24 > -3"),
+        ({"connected": {"web": 24}}, 87, None),
+        ({"connected": {"web": 25}}, 87, "connections of kind web: 25 are open, .* 24: .*APP_INSTANCES=2"),
+    ],
+)
+def test_the_tightest_limit_decides(facts: dict[str, Any], usable: int, problem: str | None) -> None:
+    """max_connections less what is kept, the role's limit, the database's limit; and nobody may be there unplanned."""
+    verdict = budget.judge(PLAN, replace(SERVER, **facts))
+    assert verdict.usable == usable
+    assert verdict.holds is (problem is None)
+    if problem:
+        (told,) = verdict.problems
+        assert re.search(problem, told), told
+
+
+@pytest.mark.sqlite
+def test_jobs_are_a_part_of_what_has_to_fit() -> None:
+    """With the web workers, and each kind by itself."""
+    with_jobs = plan(
+        cpus=2, memory_mib=4096, max_connections=100, instances=2, jobs={"worker": Job(2, 4), "beat": Job(1, 1)}
+    )
+    assert budget.judge(with_jobs, SERVER).holds
+    assert "+ 9 for jobs = 33 > 32" in budget.judge(with_jobs, replace(SERVER, role_limit=32)).problems[0]
+    (told,) = budget.judge(with_jobs, replace(SERVER, connected={"web": 24, "worker": 9, "beat": 1})).problems
+    assert "connections of kind worker: 9" in told
+    assert "worker=2x4 in APP_JOBS" in told
+
+
+@pytest.mark.sqlite
+def test_others_that_are_connected_are_a_warning_not_a_proof() -> None:
+    """They may be gone in a minute; but just now the plan does not fit."""
+    assert budget.judge(PLAN, replace(SERVER, connected_others=73)).holds
+    verdict = budget.judge(PLAN, replace(SERVER, connected_others=74))
+    assert not verdict.problems
+    (warning,) = verdict.warnings
+    assert "others have 74 connections open, more than the 10 reserved: 24 + 74 > 97; close some" in warning
+
+
+@pytest.mark.sqlite
+def test_behind_a_pooler_the_servers_limits_are_the_poolers() -> None:
+    """Its clients are ours to count, its server connections are not."""
+    pooled = plan(cpus=2, memory_mib=4096, max_connections=100, instances=500, pooler="pgbouncer")
+    assert budget.judge(pooled, SERVER).holds
+    assert budget.judge(pooled, replace(SERVER, max_connections=10)).problems
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+def test_the_live_server_is_asked(make_plain: Callable[..., Flask], postgres_url: str) -> None:
+    """An ordinary role may read all that is needed, and sees who else is connected, by kind. Another environment on
+    the same server has the same names: it has another role or another database."""
+    web, job = make_plain(), make_plain(job="worker", APP_JOBS="worker=1x2")
+    url = make_url(postgres_url).set(drivername="postgresql+psycopg")
+    settings = job.extensions["flask_pooling"].settings
+    elsewhere = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+    another = [
+        psycopg.connect(elsewhere, application_name=NAME),
+        psycopg.connect(elsewhere, user="postgres", application_name=NAME),
+    ]
+    with superuser(postgres_url) as admin, engine_of(web).connect(), engine_of(job).connect():
+        admin.execute("alter role app connection limit 50")
+        try:
+            asked = budget.ask(settings, url)
+        finally:
+            admin.execute("alter role app connection limit -1")
+            for connection in another:
+                connection.close()
+    assert (asked.max_connections, asked.superuser_reserved, asked.role_limit) == (100, 3, 50)
+    assert (asked.connected["web"], asked.connected["worker"]) == (1, 1)
+    assert asked.connected_others >= len(another)
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+def test_a_plan_that_the_server_cannot_hold_stops_the_start(environ: dict[str, str]) -> None:
+    """Planned for a server of 1000 connections, found one of 100. No traceback."""
+    done = command("gunicorn", DB_MAX_CONNECTIONS=1000, APP_INSTANCES=50, PORT=free_port())
+    assert done.returncode == 1
+    assert "the plan does not fit the database" in done.stderr
+    assert "> 87 (max_connections 100" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+@pytest.mark.usefixtures("environ")
+def test_a_full_server_stops_the_start(own_postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no connection left even to ask."""
+    url = make_url(own_postgres).set(drivername="postgresql").render_as_string(hide_password=False)
+    held: list[psycopg.Connection[Any]] = []
+    try:
+        with pytest.raises(psycopg.OperationalError):
+            while True:
+                held.append(psycopg.connect(url, application_name=f"not-{NAME}"))
+        with pytest.raises(SystemExit, match="no connection left"):
+            start(monkeypatch, DATABASE_URL=own_postgres, PORT=free_port())
+    finally:
+        for connection in held:
+            connection.close()

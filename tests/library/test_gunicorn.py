@@ -1,0 +1,256 @@
+"""gunicorn.conf.py and its hooks: the names are gunicorn's, the numbers are the plan's, and nothing breaks the sum."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from functools import partial
+from pathlib import Path
+
+import pytest
+from gunicorn.config import KNOWN_SETTINGS
+from gunicorn.http import get_parser
+from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.sync import SyncWorker
+
+from app import defaults
+from flask_pooling import gunicorn
+from flask_pooling.settings import Settings
+from tests.library.conftest import load, start
+from tests.serving import ROOT, SECONDS, TOOLS, call, command, environment, free_port, serving, wait_until
+
+once = pytest.mark.sqlite  # no database in it
+
+
+@once
+@pytest.mark.usefixtures("production")
+def test_every_name_is_a_setting_of_gunicorns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn ignores names that it does not know, so a misspelt one would have no effect."""
+    load(monkeypatch)
+    module = vars(sys.modules["__config__"])
+    names = {
+        name
+        for name, value in module.items()
+        if not name.startswith("_") and getattr(value, "__module__", "gunicorn") != "app.logs"
+        if not isinstance(value, types.ModuleType | type | types.FunctionType)
+    }
+    assert "worker_connections" in names
+    assert names <= {setting.name for setting in KNOWN_SETTINGS}
+
+
+@once
+@pytest.mark.usefixtures("production")
+@pytest.mark.parametrize("more", [{}, {"WEB_WORKER_CLASS": "sync"}, {"WEB_CONCURRENCY": "2", "WEB_THREADS": "7"}])
+def test_gunicorn_runs_what_was_planned(monkeypatch: pytest.MonkeyPatch, more: dict[str, str]) -> None:
+    """The same plan that sized the pools, on gunicorn's own workers."""
+    cfg = load(monkeypatch, **more).cfg
+    plan = Settings.load().plan
+    assert (cfg.workers, cfg.threads, cfg.worker_connections) == (plan.workers, plan.threads, plan.threads)
+    assert cfg.worker_class is {"sync": SyncWorker, "gthread": ThreadWorker}[plan.worker_class]
+    assert (cfg.keepalive, cfg.preload_app, cfg.reload, cfg.control_socket_disable) == (0, True, False, True)
+    assert cfg.max_requests_jitter >= cfg.max_requests / 2
+
+
+@once
+def test_development_reloads_and_does_not_preload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn's reloader and preload exclude each other."""
+    cfg = load(monkeypatch, APP_ENV="development").cfg
+    assert (cfg.preload_app, cfg.reload) == (False, True)
+
+
+@once
+@pytest.mark.usefixtures("production")
+def test_gunicorn_believes_no_proxy_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one on this machine either, as it would by default: WEB_TRUSTED_PROXIES alone says who is believed."""
+    cfg = load(monkeypatch).cfg
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n")
+        request = next(get_parser(cfg, ours, ("127.0.0.1", 1)))
+    assert request.scheme == "http"
+
+
+@once
+@pytest.mark.usefixtures("production")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--workers", "9"], "set WEB_CONCURRENCY=9 instead"),
+        (["--threads", "40"], "set WEB_THREADS=40 instead"),
+        (["--worker-class", "sync"], "set WEB_WORKER_CLASS=sync instead"),
+        (["--timeout", "10"], "set WEB_TIMEOUT=10 instead"),
+        (["--graceful-timeout", "1"], "set WEB_GRACEFUL_TIMEOUT=1 instead"),
+        ([], "set WEB_CONCURRENCY=7 instead"),
+    ],
+)
+def test_overrides_of_the_plan_are_refused(monkeypatch: pytest.MonkeyPatch, words: list[str], says: str) -> None:
+    """They would change one side of the sum; the message names the variable that changes both."""
+    if not words:
+        monkeypatch.setenv("GUNICORN_CMD_ARGS", "--workers 7")
+    with pytest.raises(SystemExit, match=says):
+        start(monkeypatch, *words)
+
+
+@once
+def test_bad_settings_stop_gunicorn_with_all_of_them(environ: dict[str, str]) -> None:
+    """One message, no traceback, and nothing left behind."""
+    before = left_behind()
+    done = command("gunicorn", APP_ENV="production", DB_POOL_SIZE="twenty", DATABASE_URL="sqlite:///x.db")
+    assert done.returncode == 1
+    assert "DB_POOL_SIZE='twenty'" in done.stderr
+    assert "SECRET_KEY is not set" in done.stderr
+    assert "production needs Postgres" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert left_behind() <= before
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("variable", ["PORT", "WEB_PROBE_PORT"])
+@pytest.mark.usefixtures("environ")
+def test_a_port_in_use_is_said_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """With the variable that moves it, not after five retries."""
+    port = free_port()
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(SystemExit, match=f"127.0.0.1:{port} is in use; set {variable} to a free port"),
+    ):
+        start(monkeypatch, **{"PORT": free_port(), variable: port})
+
+
+@pytest.mark.postgres
+@pytest.mark.usefixtures("environ")
+def test_an_app_that_is_not_a_web_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gunicorn wsgi:app` in the project's folder: it would have no pool."""
+    with pytest.raises(SystemExit, match="start `gunicorn` without naming an app"):
+        start(monkeypatch, "wsgi:app")
+
+
+@pytest.mark.postgres
+def test_a_server_without_the_plan_serves_nobody(environ: dict[str, str], tmp_path: Path) -> None:
+    """`cd / && gunicorn --chdir PROJECT wsgi:app -w 8` does not read gunicorn.conf.py. It is said how to start it."""
+    port, log = free_port(), tmp_path / "log"
+    words = [str(TOOLS / "gunicorn"), "--chdir", str(ROOT), "-w", "2", "-b", f"127.0.0.1:{port}", "wsgi:app"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(words, env=environment(), cwd=tmp_path, stdout=output, stderr=output)
+    try:
+        wait_until(lambda: b"Booting worker" in log.read_bytes())
+        for path in ("/", "/readyz", "/livez"):
+            status, body = call(port, "GET", path)
+            assert status == 503
+            assert "start `gunicorn` in the folder of gunicorn.conf.py" in body["detail"]
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert "was not started with gunicorn.conf.py" in log.read_text()
+
+
+def left_behind() -> set[Path]:
+    """Folders of metrics that belong to nobody; a service that runs beside the tests has one that is its own."""
+
+    def lives(folder: Path) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{(folder / 'pid').read_text()}").exists()
+        return False
+
+    folders = Path(gunicorn.shared_memory() or tempfile.gettempdir()).glob(f"metrics-{defaults.SERVICE_NAME}-*")
+    return {folder for folder in folders if not lives(folder)}
+
+
+def says(log: Path, text: str) -> bool:
+    return text in log.read_text()
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) -> None:
+    """HUP, USR2 and TTIN would start workers beside the ones there are: one line each, in the log's own form, and
+    nothing else. TERM ends all, and leaves nothing behind."""
+    before = left_behind()
+    with serving(tmp_path / "log") as server:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        planned = Settings.load().plan.workers
+        wait_until(lambda: len(children.read_text().split()) == planned)
+        workers = children.read_text()
+        for number, name in ((signal.SIGHUP, "HUP"), (signal.SIGUSR2, "USR2"), (signal.SIGTTIN, "TTIN")):
+            server.process.send_signal(number)
+            wait_until(partial(says, server.log, f"{name} is ignored"))
+        assert call(server.port, "GET", "/livez")[0] == 200
+        assert children.read_text() == workers
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+    text = server.log.read_text()
+    assert text.count("which the plan does not count. Restart the service instead.") == 3
+    assert all(line.startswith("{") for line in text.splitlines())
+    assert left_behind() <= before
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+def test_who_waits_at_the_end_is_served(environ: dict[str, str], tmp_path: Path) -> None:
+    """Two clients hold both threads with half a request, four more wait in the kernel's queue. When it is told to stop,
+    it takes no further connection, and answers all six."""
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving(tmp_path / "log", WEB_CONCURRENCY=1, WEB_THREADS=2) as server, contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        clients = [stack.enter_context(socket.create_connection(address, SECONDS)) for _ in range(6)]
+        for number, client in enumerate(clients):
+            client.sendall(request[: -1 if number < 2 else None])
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not connects(address))
+        for number, client in enumerate(clients):
+            client.sendall(request[-1:] if number < 2 else b"")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+            client.close()
+        assert server.process.wait(SECONDS) == 0
+
+
+def connects(address: tuple[str, int]) -> bool:
+    """A connection that is made ends at once."""
+    with contextlib.suppress(OSError), socket.create_connection(address, 0.2):
+        return True
+    return False
+
+
+FORK_AND_TELL = """
+import logging, os, signal, time
+from flask_pooling import gunicorn
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)  # as the master's, which only note the signal
+gunicorn.end_workers_that_only_start()
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    if (child := os.fork()) == 0:
+        time.sleep(20)
+        os._exit(0)
+    os.kill(child, number)  # at once, before it has done anything
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number)
+    os.kill(os.getpid(), number)  # and this process goes on
+for name in ("SIGINT", "SIGQUIT", "SIGKILL"):
+    logging.getLogger("gunicorn.error").warning("Worker (pid:%s) was sent %s!", 7, name)
+"""
+
+
+@once
+def test_a_worker_that_only_starts_ends_when_it_is_told() -> None:
+    """Between the fork and its own handlers it has those of the master, which would lose the signal. That it was told
+    is nothing to warn of; that somebody killed it is."""
+    done = command("python", "-c", FORK_AND_TELL)
+    assert done.stdout.split() == ["True"] * 3, done.stderr
+    assert done.stderr == "Worker (pid:7) was sent SIGKILL!\n"
+
+
+@once
+@pytest.mark.usefixtures("production")
+def test_what_a_killed_master_left_goes_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what belongs to one that lives stays."""
+    monkeypatch.setattr(gunicorn, "shared_memory", lambda: str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name, pid in (("metrics-flask-dead", dead.pid), ("metrics-flask-lives", os.getpid())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pid").write_text(str(pid))
+    gunicorn._remove_leftovers("metrics-flask-")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics-flask-lives"]

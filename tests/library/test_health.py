@@ -1,0 +1,130 @@
+"""Liveness and readiness, also when the database is in trouble."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from flask import Flask
+
+from flask_pooling import health
+from tests.library.conftest import engine_of
+from tests.serving import wait_until
+
+
+def timed(app: Flask, path: str) -> tuple[int, float, Any]:
+    start = time.monotonic()
+    response = app.test_client().get(path)
+    return response.status_code, time.monotonic() - start, response.get_json()
+
+
+def test_liveness_does_not_touch_the_database(plain: Flask) -> None:
+    """A blip of the database must not restart every instance."""
+    taken: list[object] = []
+    sa.event.listen(engine_of(plain), "checkout", lambda *_: taken.append(1))
+    assert plain.test_client().get("/livez").get_json() == {"status": "alive"}
+    assert taken == []
+
+
+def test_readiness_says_what_the_pool_is_doing(plain: Flask, database_kind: str) -> None:
+    """200, and the pool of the worker that answered."""
+    status, _, body = timed(plain, "/readyz")
+    assert (status, body["status"]) == (200, "ready")
+    assert body["pool"]["class"] == "QueuePool"
+    assert body["pool"]["size"] >= 1
+
+
+def test_a_database_that_is_gone_is_503(make_plain: Callable[..., Flask]) -> None:
+    """With Retry-After, and no word of where it was."""
+    app = make_plain()
+
+    def refuse(*_: Any) -> None:
+        raise sa.exc.OperationalError("connect to 10.1.2.3", None, Exception("refused"))
+
+    sa.event.listen(engine_of(app), "do_connect", refuse, insert=True)
+    response = app.test_client().get("/readyz")
+    assert response.status_code == 503
+    assert response.headers["Retry-After"]
+    assert "10.1.2.3" not in response.text
+    assert app.test_client().get("/livez").status_code == 200
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """What is given up within a second is given up sooner, so that a test need not wait so long."""
+    assert health.ANSWER_WITHIN_SECONDS < 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "ANSWER_WITHIN_SECONDS", 0.05)
+        yield
+
+
+def test_a_database_that_hangs_is_given_up_within_a_second(make_plain: Callable[..., Flask]) -> None:
+    """And the question that hangs is not asked again: probes must not pile up connections."""
+    app = make_plain()
+    let_go, asked = threading.Event(), []
+
+    def hang(*_: Any) -> None:
+        asked.append(1)
+        let_go.wait(10)
+
+    sa.event.listen(engine_of(app), "before_cursor_execute", hang)
+    try:
+        for _ in range(2):
+            with impatient():
+                status, seconds, body = timed(app, "/readyz")
+            assert status == 503
+            assert seconds < 1
+            assert "no answer" in body["detail"]
+            wait_until(lambda: asked)
+        assert len(asked) == 1
+    finally:
+        let_go.set()
+    app.extensions["flask_pooling"].prober._running.result(10)
+    assert timed(app, "/readyz")[0] == 200
+
+
+@contextmanager
+def full(app: Flask) -> Iterator[None]:
+    engine = engine_of(app)
+    held = [engine.connect() for _ in range(engine.pool.size())]  # type: ignore[attr-defined]
+    yield
+    for connection in held:
+        connection.close()
+
+
+@pytest.mark.postgres
+def test_readiness_does_not_queue_behind_a_full_pool(plain: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that is busy is ready for as long as its server is there, which is asked without a connection."""
+    monkeypatch.setattr(health, "PROOF_SECONDS", 0)
+    assert timed(plain, "/readyz")[0] == 200
+    with full(plain):
+        status, seconds, body = timed(plain, "/readyz")
+        assert (status, body["pool"]["idle"]) == (200, 0)
+        assert seconds < 0.5
+    assert timed(plain, "/readyz")[0] == 200
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("state", ["gone", "hangs", "moves"])
+def test_behind_a_full_pool_a_server_that_is_not_there_is_noticed(
+    plain: Flask, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """Within a second, whether nobody listens any more or somebody who does not answer. While connections keep coming
+    back, nobody is asked."""
+    prober: health.Prober = plain.extensions["flask_pooling"].prober
+    assert timed(plain, "/readyz")[0] == 200
+    with socket.create_server(("127.0.0.1", 0)) as silent, full(plain):
+        prober._server = silent.getsockname()
+        if state == "gone":
+            silent.close()
+        prober._last_answer = time.monotonic()
+        monkeypatch.setattr(health, "PROOF_SECONDS", 10 if state == "moves" else 0)
+        with impatient():
+            status, seconds, body = timed(plain, "/readyz")
+        assert seconds < 1
+        assert status == (200 if state == "moves" else 503)
+        assert state == "moves" or "does not answer" in body["detail"]

@@ -1,0 +1,185 @@
+"""The arithmetic: its examples, its rules, and errors whose remedies work."""
+
+import doctest
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_pooling import sizing
+from flask_pooling.sizing import MIN_SLOTS, Job, Plan, PlanError, plan
+
+pytestmark = pytest.mark.sqlite  # no database in it: once is enough
+
+
+def test_the_examples_in_the_docstrings_are_true() -> None:
+    """Doctests."""
+    results = doctest.testmod(sizing)
+    assert results.attempted
+    assert not results.failed
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory_mib", "max_connections", "instances", "more", "expected"),
+    [
+        (2, 4096, 100, 2, {}, (3, 4, 4, 24, 87)),
+        (0.5, 512, 100, 4, {}, (2, 4, 4, 32, 87)),
+        (1, 1024, 100, 6, {}, (2, 4, 4, 48, 87)),
+        (2, 2048, 100, 8, {}, (3, 3, 3, 72, 87)),
+        (4, 1024, 100, 4, {}, (5, 4, 4, 80, 87)),
+        (2, 2048, 100, 6, {"worker_class": "sync"}, (5, 1, 1, 30, 87)),
+        (8, 16384, 200, 20, {}, (9, 1, 1, 180, 187)),
+        (64, 262144, 100, 4, {}, (7, 3, 3, 84, 87)),
+        (2, 4096, 100, 2, {"jobs": {"worker": Job(2, 4), "beat": Job(1, 1)}}, (3, 4, 4, 24, 78)),
+        (2, 2048, 100, 8, {"jobs": {"worker": Job(4, 8)}}, (3, 2, 2, 48, 55)),
+        # Each database of SQLALCHEMY_BINDS has a pool beside the first one's.
+        (2, 4096, 100, 2, {"binds": 1}, (3, 4, 4, 48, 87)),
+        (2, 4096, 100, 4, {"binds": 2}, (3, 2, 2, 72, 87)),
+        (2, 4096, 100, 2, {"binds": 1, "jobs": {"worker": Job(1, 4)}}, (3, 4, 4, 48, 79)),
+        # What was asked for is taken as it is, and the rest is chosen around it.
+        (2, 4096, 100, 2, {"workers": 5}, (5, 4, 4, 40, 87)),
+        (2, 4096, 100, 2, {"workers": 20}, (20, 2, 2, 80, 87)),
+        (2, 4096, 100, 2, {"threads": 8}, (3, 8, 8, 48, 87)),
+        (2, 4096, 100, 2, {"pool_size": 20}, (2, 4, 20, 80, 87)),
+        (2, 4096, 100, 2, {"pool_size": 2}, (3, 2, 2, 12, 87)),
+        (2, 4096, 100, 2, {"max_overflow": 6}, (3, 4, 4, 60, 87)),
+        (2, 4096, 100, 1, {"reserved": 85}, (3, 4, 4, 12, 12)),
+        (2, 4096, 100, 500, {"pooler": "pgbouncer"}, (3, 4, 4, 6000, 87)),
+    ],
+)
+def test_worked_examples(
+    cpus: float, memory_mib: int, max_connections: int, instances: int, more: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    """Workers, threads, pool, peak and usable, as the design has them."""
+    chosen = plan(cpus=cpus, memory_mib=memory_mib, max_connections=max_connections, instances=instances, **more)
+    assert (
+        chosen.workers,
+        chosen.threads,
+        chosen.pool_size,
+        chosen.connections_peak,
+        chosen.connections_usable,
+    ) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"cpus": 1, "memory_mib": 128, "instances": 1}, "128 MiB"),
+        ({"cpus": 1, "memory_mib": 1024, "instances": 120}, "240 > 87"),
+        ({"instances": 44}, "88 > 87"),
+        ({"max_connections": 13, "pooler": "pgbouncer"}, "no connection is left for pgbouncer: 13 - 3 for superusers"),
+        ({"max_connections": 13}, "0 usable"),
+        ({"max_connections": 5}, "-8 usable"),
+        ({"workers": 50, "threads": 1}, "100 > 87"),
+        ({"workers": 1, "threads": 1}, "WEB_CONCURRENCY=1, WEB_THREADS=1: an instance has to serve at least 2"),
+        ({"worker_class": "sync", "workers": 1}, "WEB_CONCURRENCY=1: an instance has to serve at least 2 requests"),
+        ({"worker_class": "sync", "threads": 4}, "WEB_THREADS=4"),
+        ({"pool_size": 3, "threads": 4}, "DB_POOL_SIZE=3"),
+        ({"pool_size": 50}, "100 > 87"),
+        ({"max_overflow": 90}, "> 87"),
+        # What was asked for itself is named, with the largest number that fits.
+        ({"workers": 50, "threads": 1}, "50 connections for 50 slots each = 100 > 87 usable (100 - 3 for superusers"),
+        ({"workers": 50, "threads": 1}, "or WEB_CONCURRENCY=43 or"),
+        ({"workers": 1, "threads": 50}, "or WEB_THREADS=43 or"),
+        ({"pool_size": 50}, "or DB_POOL_SIZE=43 or"),
+        ({"max_overflow": 90}, "or DB_MAX_OVERFLOW=41 or"),
+        ({"memory_mib": 300, "threads": 1}, "300 MiB"),
+        ({"jobs": {"worker": Job(20, 5)}}, "the jobs alone hold 100 of 87 usable connections (worker 20 x 5)"),
+        ({"jobs": {"worker": Job(4, 8)}, "instances": 30}, "60 > 55"),
+        ({"binds": 50}, "> 87"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_sum(more: dict[str, Any], says: str) -> None:
+    """One line that shows the numbers and ends with what would help."""
+    with pytest.raises(PlanError) as caught:
+        plan(**({"cpus": 2, "memory_mib": 4096, "max_connections": 100, "instances": 2} | more))
+    assert says in str(caught.value)
+    assert "what would help: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def numbers() -> st.SearchStrategy[dict[str, Any]]:
+    """Inputs of every size, the odd ones included."""
+    return st.fixed_dictionaries(
+        {
+            "cpus": st.one_of(st.floats(0.05, 4), st.integers(1, 256)),
+            "memory_mib": st.integers(64, 300_000),
+            "max_connections": st.integers(1, 5000),
+            "instances": st.integers(1, 400),
+            "reserved": st.integers(0, 60),
+            "worker_class": st.sampled_from(["gthread", "sync"]),
+            "worker_memory_mib": st.integers(20, 2000),
+        },
+        optional={
+            "workers": st.integers(1, 40),
+            "threads": st.integers(1, 40),
+            "pool_size": st.integers(1, 60),
+            "max_overflow": st.integers(0, 20),
+            "pooler": st.sampled_from(["none", "pgbouncer"]),
+            "binds": st.integers(0, 4),
+            "jobs": st.dictionaries(
+                st.sampled_from(["worker", "beat", "mail"]), st.builds(Job, st.integers(1, 60), st.integers(1, 20))
+            ),
+        },
+    )
+
+
+def planned(inputs: dict[str, Any]) -> Plan | PlanError:
+    try:
+        return plan(**inputs)
+    except PlanError as error:
+        return error
+
+
+# The names under which a remedy's setting enters the arithmetic.
+INPUTS = {
+    "DB_MAX_CONNECTIONS": "max_connections",
+    "APP_INSTANCES": "instances",
+    "DB_POOLER": "pooler",
+    "DB_POOL_SIZE": "pool_size",
+    "DB_MAX_OVERFLOW": "max_overflow",
+    "WEB_CONCURRENCY": "workers",
+    "WEB_THREADS": "threads",
+    "WEB_WORKER_MEMORY_MIB": "worker_memory_mib",
+    "memory_mib": "memory_mib",
+}
+
+
+@given(numbers())
+def test_the_promises_hold_for_any_numbers(inputs: dict[str, Any]) -> None:
+    """Never over the budget, never under two slots, never a thread without a connection; or an error with a way out."""
+    result = planned(inputs)
+    if isinstance(result, PlanError):
+        assert result.remedies
+        return
+    assert result.slots >= MIN_SLOTS
+    assert result.connections_per_pool >= result.threads
+    a_worker = (1 + result.binds) * (result.pool_size + result.max_overflow)
+    assert result.instances * result.workers * a_worker == result.connections_peak
+    if result.pooler == "none":
+        jobs = sum(job.copies * job.connections for job in result.jobs.values())
+        assert result.connections_peak + jobs <= result.max_connections - 3 - result.reserved
+
+
+@given(numbers())
+def test_every_remedy_leads_on_when_it_is_followed(inputs: dict[str, Any]) -> None:
+    """It cures what it was offered for. Where several things are wrong at once, following them one by one ends well."""
+    for _ in range(5):
+        result = planned(inputs)
+        if isinstance(result, Plan):
+            return
+        for remedy in result.remedies:
+            after = planned(inputs | {INPUTS[remedy.name]: remedy.value})
+            assert isinstance(after, Plan) or after.problem != result.problem
+        inputs = inputs | {INPUTS[result.remedies[0].name]: result.remedies[0].value}
+    raise AssertionError(f"five remedies did not help: {inputs}")
+
+
+@given(numbers(), st.sampled_from(["cpus", "memory_mib", "max_connections"]), st.integers(1, 500))
+def test_more_room_never_gives_fewer_slots(inputs: dict[str, Any], which: str, more: int) -> None:
+    """More cpus, more memory or more connections: as many slots as before at the least."""
+    before, after = planned(inputs), planned(inputs | {which: inputs[which] + more})
+    if isinstance(before, Plan):
+        assert isinstance(after, Plan)
+        assert after.slots >= before.slots

@@ -1,0 +1,163 @@
+"""Compares the plan with the live server: does its peak fit what this database really gives?"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from flask_pooling.engine import WEB, application_name, engine_options
+from flask_pooling.settings import Settings
+from flask_pooling.sizing import SUPERUSER_RESERVED, Plan, counted
+
+# One round trip, and nothing that an ordinary role may not read: of other roles' connections it sees little more than
+# that they belong to a database. reserved_connections exists since Postgres 16.
+FACTS = sa.text("""
+    select current_setting('max_connections')::int as max_connections,
+           current_setting('superuser_reserved_connections')::int as superuser_reserved,
+           coalesce(current_setting('reserved_connections', true)::int, 0) as role_reserved,
+           (select rolconnlimit from pg_roles where rolname = current_user) as role_limit,
+           (select datconnlimit from pg_database where datname = current_database()) as database_limit,
+           (select coalesce(json_agg(json_build_array(name, may_be_ours, connections)), '[]') from (
+                select coalesce(application_name, '') as name, count(*)::int as connections,
+                       usename = current_user and (:with_binds or datname = current_database()) as may_be_ours
+                from pg_stat_activity
+                where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
+                group by 1, 3
+            ) as connected) as connected
+""")
+# What the server, or a pooler, says when it has no connection left.
+FULL = re.compile("too many clients|remaining connection slots|too many connections|no more connections allowed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What the server says of itself. A limit of -1 is none."""
+
+    max_connections: int
+    superuser_reserved: int
+    role_reserved: int
+    role_limit: int
+    database_limit: int
+    connected: Mapping[str, int]  # by kind of process: web, a job's name, cli
+    connected_others: int
+
+    @property
+    def kept(self) -> int:
+        """Connections that no ordinary role gets."""
+        return self.superuser_reserved + self.role_reserved
+
+    @property
+    def for_roles(self) -> int:
+        """Connections for all ordinary roles together."""
+        return self.max_connections - self.kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """`problems` prove that the plan cannot fit; `warnings` say what is in the way at the moment."""
+
+    server: Server
+    peak: int
+    usable: int
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        return not self.problems and not self.warnings
+
+    @property
+    def words(self) -> str:
+        if self.problems:
+            return "the plan does not fit"
+        return "the plan fits, but not beside who is connected now" if self.warnings else "the plan fits"
+
+
+def ask(settings: Settings, url: URL) -> Server:
+    """Ask over a connection of its own, closed again before anything forks.
+
+    :raises sqlalchemy.exc.OperationalError: the server cannot be reached, or has no connection to spare.
+    """
+    engine = sa.create_engine(url, **engine_options(settings, url))
+    with engine.connect() as connection:
+        facts = dict(connection.execute(FACTS, {"with_binds": settings.db_binds > 0}).mappings().one())
+    connected = facts.pop("connected")
+    # By the role and the database as well: another environment on the same server has the same names.
+    by_name = {name: connections for name, may_be_ours, connections in connected if may_be_ours}
+    kinds = {kind: application_name(settings, kind, url) for kind in (WEB, "cli", *settings.app_jobs)}
+    ours = {kind: by_name.get(name, 0) for kind, name in kinds.items()}
+    others = sum(connections for _, _, connections in connected) - sum(ours.values())
+    return Server(**facts, connected=ours, connected_others=others)
+
+
+def driver_message(error: SQLAlchemyError) -> str:
+    """What the driver says of it, in one line."""
+    return " ".join(str(getattr(error, "orig", error)).split())
+
+
+def is_full(message: str) -> bool:
+    """Whether an error says that the server has no connection left."""
+    return bool(FULL.search(message))
+
+
+def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
+    """Compare the plan with the server's limits, and with who is connected now.
+
+    :param starting: an instance is about to start, so its connections come on top of those that are open.
+    """
+    needed = plan.connections_peak + plan.connections_jobs
+    limits = {
+        f"max_connections {server.max_connections} - {server.kept} kept by the server"
+        f" - {plan.reserved} reserved": server.for_roles - plan.reserved,
+        "the role's connection limit": server.role_limit,
+        "the database's connection limit": server.database_limit,
+    }
+    binding = {name: limit for name, limit in limits.items() if limit >= 0 or "max_connections" in name}
+    usable = min(binding.values())
+    problems, warnings = [], []
+    if plan.pooler != "none":
+        # The server's connections are PgBouncer's. Whether its pool fits is for its own configuration to say.
+        if usable < 1:
+            remedy = "raise max_connections, or lower DB_RESERVED_CONNECTIONS"
+            problems.append(f"no connection is left for {plan.pooler}: {usable} usable; {remedy}")
+    else:
+        for_jobs = f" + {plan.connections_jobs} for jobs" if plan.jobs else ""
+        problems = [
+            f"{plan.factors}{for_jobs} = {needed} > {limit} ({name}); raise that limit, or set"
+            f" DB_MAX_CONNECTIONS={max(1, limit + SUPERUSER_RESERVED + plan.reserved)} to plan with it"
+            for name, limit in binding.items()
+            if needed > limit
+        ]
+        if not problems and needed + server.connected_others > server.for_roles:
+            warnings.append(
+                f"others have {counted(server.connected_others, 'connection')} open, more than the {plan.reserved}"
+                f" reserved: {needed} + {server.connected_others} > {server.for_roles}; close some, or raise"
+                " DB_RESERVED_CONNECTIONS"
+            )
+        problems += _more_than_planned(plan, server, plan.connections_per_instance if starting else 0)
+    return Verdict(
+        server=server,
+        peak=plan.connections_peak,
+        usable=usable,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+    )
+
+
+def _more_than_planned(plan: Plan, server: Server, starting: int) -> list[str]:
+    """More of ours is alive than the plan knows of."""
+    planned = {WEB: (plan.connections_peak - starting, f"APP_INSTANCES={plan.instances}")}
+    planned |= {
+        name: (plan.connections_of(job), f"{name}={job.copies}x{job.connections} in APP_JOBS")
+        for name, job in plan.jobs.items()
+    }
+    return [
+        f"connections of kind {kind}: {server.connected.get(kind, 0)} are open, and the plan has {most}"
+        f"{' beside the instance that starts' if kind == WEB and starting else ''}: more processes run than {setting}"
+        f" says; stop some, or raise {'APP_INSTANCES' if kind == WEB else 'APP_JOBS'}"
+        for kind, (most, setting) in planned.items()
+        if server.connected.get(kind, 0) > most
+    ]

@@ -1,0 +1,192 @@
+"""`flask pool plan`, `check` and `limit`: the plan, whether the server can serve it, and the server's own limit."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+import sqlalchemy as sa
+from flask import Flask, current_app
+from flask.cli import with_appcontext
+from psycopg import sql
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+from flask_pooling import budget, sizing
+from flask_pooling.engine import engine_options
+from flask_pooling.settings import Jobs, Settings, SettingsError
+from flask_pooling.urls import database_url
+
+POSITIVE = click.IntRange(min=1)
+CPUS = click.FloatRange(min=0.01, max=4096)
+MEAN_SECONDS = 0.05  # of a request, for an example of Little's law: requests at once = requests a second x seconds each
+
+
+def register(app: Flask, settings: type[Settings]) -> None:
+    """Add `flask pool` to the app. `flask pool plan` works without anything else of this package."""
+    app.extensions["pooling_settings"] = settings
+    app.cli.add_command(pool)
+
+
+@click.group()
+def pool() -> None:
+    """Workers, threads and database connections: how many, and why."""
+
+
+@pool.command()
+@click.option("--cpus", type=CPUS, help="Instead of this machine's.")
+@click.option("--memory-mib", type=POSITIVE, help="Instead of this machine's, in MiB.")
+@click.option("--max-connections", type=POSITIVE, help="Instead of DB_MAX_CONNECTIONS.")
+@click.option("--instances", type=POSITIVE, help="Instead of APP_INSTANCES.")
+@click.option("--threads", type=POSITIVE, help="Instead of WEB_THREADS.")
+@click.option("--worker-class", type=click.Choice(["gthread", "sync"]), help="Instead of WEB_WORKER_CLASS.")
+@click.option("--jobs", help="Instead of APP_JOBS: worker=2x4,scheduler=1x1.")
+@click.option("--pooler", type=click.Choice(["none", "pgbouncer"]), help="Instead of DB_POOLER.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--for-pgbouncer", is_flag=True, help="Print the sizes for deploy/pgbouncer/pgbouncer.ini.")
+@with_appcontext
+def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -> None:
+    """Show the plan for this machine and these settings, or for other numbers.
+
+    Exits with 1 when the numbers do not fit together.
+    """
+    if what_if["cpus"] != what_if["cpus"]:  # nan is in no range, and outside none
+        raise click.BadParameter("'nan' is not a number of cpus", param_hint="--cpus")
+    try:
+        settings: type[Settings] = current_app.extensions["pooling_settings"]
+        if for_pgbouncer:
+            what_if["pooler"] = "pgbouncer"
+        chosen = settings.load(numbers_only=True).plan_if(jobs=_jobs(jobs), **what_if)
+    except (SettingsError, sizing.PlanError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(plan_as_dict(chosen)))
+    elif for_pgbouncer:
+        click.echo("\n".join(f"{name} = {size}" for name, size in chosen.pooler_sizes.items()))
+    else:
+        click.echo(describe(chosen))
+
+
+def _plan_of(settings: Settings) -> sizing.Plan:
+    try:
+        return settings.plan
+    except sizing.PlanError as error:  # of this machine
+        raise click.ClickException(str(error)) from None
+
+
+def _jobs(text: str | None) -> Any:
+    try:
+        return None if text is None else TypeAdapter(Jobs).validate_python(text)
+    except ValidationError as error:
+        raise click.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, "), param_hint="--jobs") from None
+
+
+def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
+    names = ("cpus", "memory_mib", "workers", "threads", "pool_size", "max_overflow")
+    connections = ("connections_per_instance", "connections_peak", "connections_usable")
+    return {name: getattr(chosen, name) for name in (*names, *connections)} | {
+        "jobs": {name: asdict(job) for name, job in chosen.jobs.items()},
+        "notes": list(chosen.notes),
+    }
+
+
+def describe(chosen: sizing.Plan) -> str:
+    """The plan for a person: every number with the sum that it came from."""
+    by_cpus = sizing.workers_for_cpus(chosen.cpus, chosen.worker_class)
+    by_memory = sizing.workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
+    held = sizing.counted(chosen.connections_per_instance, "connection")
+    bounds = (
+        f"{by_cpus} by cpus, {by_memory} by memory ({chosen.worker_memory_mib} MiB each), {sizing.MAX_WORKERS} by cap"
+    )
+    mean, slots = MEAN_SECONDS, chosen.slots
+    databases = f" x {1 + chosen.binds} databases" if chosen.binds else ""
+    rows = [
+        ("machine", f"{chosen.cpus:g} cpu{'' if chosen.cpus == 1 else 's'}, {chosen.memory_mib} MiB"),
+        ("workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}"),
+        ("threads", f"{chosen.threads} a worker: {chosen.workers} x {chosen.threads} = {slots} requests at once"),
+        ("capacity", f"{slots / mean:.0f} requests a second if each takes {mean} seconds: {slots} / {mean}"),
+        ("pool", f"{chosen.pool_size} + {chosen.max_overflow} overflow a worker"),
+        ("one instance", f"{chosen.workers} x {chosen.connections_per_worker} = {held}"),
+        ("all instances", chosen.sum),
+        *(
+            ("job", f"{name}: {job}{databases} = {sizing.counted(chosen.connections_of(job), 'connection')}")
+            for name, job in chosen.jobs.items()
+        ),
+        *(("note", note) for note in chosen.notes),
+    ]
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)
+
+
+@pool.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_appcontext
+def check(as_json: bool) -> None:
+    """Ask the live server whether the plan fits.
+
+    Exits with 1 when it does not, and with 2 when the server cannot be asked.
+    """
+    state = current_app.extensions["flask_pooling"]
+    settings, url = state.settings, state.db.engine.url
+    if url.get_backend_name() != "postgresql":
+        raise click.UsageError("the database is SQLite, which has no connection limit; there is nothing to check")
+    chosen = _plan_of(settings)
+    try:
+        verdict = budget.judge(chosen, budget.ask(settings, url))
+    except SQLAlchemyError as error:
+        raise click.UsageError(f"the database cannot be asked: {budget.driver_message(error)}") from None
+    if as_json:
+        click.echo(json.dumps(asdict(verdict) | {"holds": verdict.holds}))
+    else:
+        click.echo(describe_verdict(chosen, verdict))
+    if not verdict.holds:
+        raise SystemExit(1)
+
+
+@pool.command()
+@click.option("--apply", is_flag=True, help="Run the statement as well.")
+@click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="URL of a role that may run it. Default: DATABASE_URL.")
+@with_appcontext
+def limit(apply: bool, admin_url: str | None) -> None:
+    """Print the ALTER ROLE that makes the server itself keep the service to its plan."""
+    state = current_app.extensions["flask_pooling"]
+    settings, url = state.settings, state.db.engine.url
+    role = url.username
+    if url.get_backend_name() != "postgresql" or not role:
+        raise click.UsageError("DATABASE_URL has to name a role: postgresql://role@host/name")
+    statement = f"ALTER ROLE {sql.Identifier(role).as_string()} CONNECTION LIMIT {_plan_of(settings).role_limit}"
+    click.echo(f"{statement};")
+    if not apply:
+        return
+    try:
+        url = database_url(admin_url) if admin_url else url
+        if url.get_backend_name() != "postgresql":
+            raise ValueError("the role is one of a Postgres server: postgresql://admin@host/name")
+        with sa.create_engine(url, **engine_options(settings, url)).begin() as connection:
+            if connection.scalar(sa.text("select rolsuper from pg_roles where rolname = :role"), {"role": role}):
+                raise click.ClickException(f"{role} is a superuser, whom no limit holds; give the service its own role")
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="DATABASE_ADMIN_URL") from None
+    except SQLAlchemyError as error:
+        who = f"DATABASE_ADMIN_URL has to name a superuser, or a role with CREATEROLE and ADMIN on {role}"
+        raise click.ClickException(f"the limit cannot be set: {budget.driver_message(error)}\n{who}") from None
+
+
+def describe_verdict(chosen: sizing.Plan, verdict: budget.Verdict) -> str:
+    server = verdict.server
+    rows = [
+        ("server", f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"),
+        ("role limit", "none" if server.role_limit < 0 else str(server.role_limit)),
+        ("database limit", "none" if server.database_limit < 0 else str(server.database_limit)),
+        (
+            "connected now",
+            ", ".join(f"{count} {kind}" for kind, count in server.connected.items())
+            + f", {server.connected_others} of others",
+        ),
+        ("usable", f"{verdict.usable} after {chosen.reserved} reserved"),
+        ("peak", f"{verdict.peak}: {chosen.sum}"),
+        *(("problem", problem) for problem in verdict.problems),
+        *(("warning", warning) for warning in verdict.warnings),
+        ("verdict", verdict.words),
+    ]
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)

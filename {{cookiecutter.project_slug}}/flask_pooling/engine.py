@@ -1,0 +1,272 @@
+"""The pools: how an engine is configured, and what its connections are watched for.
+
+Each pool renders one whole set of engine options; sets are never merged, because a `pool_size` that reaches a NullPool
+is a TypeError, and a dict shared between two engines leaks one driver's arguments into the other.
+"""
+
+import contextlib
+import functools
+import os
+import random
+import select
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import psycopg
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.engine import URL, Engine, ExceptionContext
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from flask_pooling import metrics, urls
+from flask_pooling.errors import READ_ONLY_SQL_TRANSACTION
+from flask_pooling.settings import Settings, SettingsError
+
+SQLITE_BUSY_SECONDS = 5
+
+# A vanished host must be noticed within ten seconds, whatever a connection was doing: idle in the pool
+# (tcp_user_timeout), waiting for an answer (keepalives), or being opened (connect_timeout). Each covers one case only.
+TCP_USER_TIMEOUT_MS = 4000
+KEEPALIVES = {"keepalives": 1, "keepalives_idle": 3, "keepalives_interval": 1, "keepalives_count": 3}
+# How soon the server notices that the client of a running statement has gone (Postgres 14 and newer).
+CLIENT_CONNECTION_CHECK_MS = 1000
+LONGEST_APPLICATION_NAME = 63  # Postgres cuts it there
+
+# What kind of process this is. A job has its name in APP_JOBS instead.
+WEB = "web"  # a worker of gunicorn
+CLI = "cli"  # a shell, a cron job, a migration
+
+
+@dataclass(frozen=True)
+class NullPool:
+    """A connection for each use: tests, and processes that the plan does not count."""
+
+    @classmethod
+    def of(cls, settings: Settings, process: str) -> Self:
+        return cls()
+
+    def engine_options(self) -> dict[str, Any]:
+        return {"poolclass": sa.NullPool}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueuePool:
+    """Connections that are kept: one for each thread of a web worker, or a job's share. The one that was
+    used last is lent first (LIFO), so that few are busy and the others rest. One that is older than DB_MAX_LIFETIME is
+    replaced when it is lent again."""
+
+    size: int
+    max_overflow: int
+    timeout_seconds: float
+
+    @classmethod
+    def of(cls, settings: Settings, process: str) -> Self:
+        """The pool that the plan gives to this kind of process."""
+        if process in settings.app_jobs:
+            size, max_overflow = settings.app_jobs[process].connections, 0
+        else:
+            size, max_overflow = settings.plan.pool_size, settings.plan.max_overflow
+        return cls(size=size, max_overflow=max_overflow, timeout_seconds=settings.db_pool_timeout)
+
+    def engine_options(self) -> dict[str, Any]:
+        return {
+            "poolclass": metrics.QueuePool,
+            "pool_size": self.size,
+            "max_overflow": self.max_overflow,
+            "pool_timeout": self.timeout_seconds,
+            "pool_use_lifo": True,
+        }
+
+
+def engine_options(
+    settings: Settings,
+    url: str | URL,
+    *,
+    process: str = CLI,
+    pool: type[NullPool] | type[QueuePool] | None = None,
+) -> dict[str, Any]:
+    """One fresh and whole set of options for one engine: SQLALCHEMY_ENGINE_OPTIONS, or a bind's.
+
+    :param process: `web`, a job's name, or `cli` for anything else.
+    :param pool: by default a QueuePool for web workers and jobs, and a NullPool for anything else.
+    """
+    if pool is None:
+        pool = NullPool if process == CLI else QueuePool
+    options = pool.of(settings, process).engine_options()
+    url = sa.make_url(url)
+    if url.get_backend_name() == "postgresql":
+        options["connect_args"] = _postgres_arguments(settings, url, process)
+        # `run` sends single statements in AUTOCOMMIT; without this each would be followed by a ROLLBACK of nothing.
+        options["skip_autocommit_rollback"] = True
+    else:
+        options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
+    return options
+
+
+def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str, Any]:
+    said = urls.said(url)
+    limits = _time_limits(settings, process) | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
+    arguments: dict[str, Any] = {
+        "client_encoding": "utf8",  # a database in SQL_ASCII would make psycopg answer in bytes
+        "connect_timeout": settings.db_connect_timeout,
+        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
+        "target_session_attrs": "primary",  # see _prefer_a_server_that_takes_writes
+        **KEEPALIVES,
+    }
+    if "db_connect_timeout" in settings.model_fields_set and "connect_timeout" not in url.query:
+        said.pop("connect_timeout", None)  # what is set for the service comes before what is set for every client here
+    arguments |= {name: said[name] for name in arguments.keys() & said.keys()}
+    arguments["application_name"] = application_name(settings, process, url)
+    if settings.db_pooler == "pgbouncer":
+        # A statement prepared on one server connection is unknown to the next one that the pooler hands out, and
+        # startup options are refused (before 1.20) or would belong to whoever gets the server connection.
+        arguments["prepare_threshold"] = None
+        return arguments
+    if process == WEB and (problems := [*urls.limits_in_options(said.get("options", ""), "PGOPTIONS")]):
+        raise SettingsError(problems)
+    ours = " ".join(f"-c {name}={value}" for name, value in limits.items())
+    arguments["options"] = f"{ours} {said.get('options', '')}".strip()  # the last word counts
+    return arguments
+
+
+def application_name(settings: Settings, process: str, url: URL) -> str:
+    """What the server calls our connections: the service's name, unless the URL or PGAPPNAME has another one. What is
+    not a web worker has its kind behind it."""
+    name = urls.said(url).get("application_name") or settings.service_name
+    return (name if process == WEB else f"{name}/{process}")[:LONGEST_APPLICATION_NAME]
+
+
+def _time_limits(settings: Settings, process: str) -> dict[str, int]:
+    """In milliseconds, for web workers only: a migration builds indexes, and a job may compute for as long as it likes
+    between two statements."""
+    if process != WEB:
+        return {}
+    limits = {
+        "statement_timeout": settings.db_statement_timeout,
+        "lock_timeout": settings.lock_timeout,
+        "idle_in_transaction_session_timeout": settings.db_statement_timeout,
+    }
+    return {name: round(seconds * 1000) for name, seconds in limits.items()}
+
+
+def watch(engine: Engine, settings: Settings, process: str, *, is_own: bool = True) -> None:
+    """Attach what has to happen at connect, checkout, begin, error and fork. Call it once for each engine.
+
+    :param is_own: the service's own database. Another one of SQLite may be somebody else's file, or read-only.
+    """
+    _engines.add(engine)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _pragma("foreign_keys = ON"))
+        if is_own:  # readers do not wait for a writer; this is kept in the file
+            event.listen(engine, "connect", _pragma("journal_mode = WAL"))
+    if engine.dialect.name != "postgresql":
+        return
+    if "target_session_attrs" not in urls.said(engine.url):
+        # Not a listener for do_connect, which would end the round before those of the app: they fetch a password.
+        engine.dialect.connect = _prefer_a_server_that_takes_writes(engine.dialect.connect)  # type: ignore[method-assign]
+    event.listen(engine, "handle_error", _disconnect_when_read_only)
+    limits = _time_limits(settings, process)
+    if settings.db_pooler == "pgbouncer" and limits:
+        set_local = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items())
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(set_local))
+    if isinstance(engine.pool, sa.QueuePool):
+        guard = ConnectionGuard(settings.db_max_lifetime)
+        event.listen(engine, "connect", guard.connected)
+        event.listen(engine, "checkout", guard.checked_out)
+
+
+class ConnectionGuard:
+    """Never hand out a connection that the server has closed, nor one that is too old. Costs no round trip.
+
+    An idle connection has nothing to say; once the server has closed it (restart, failover, idle timeout,
+    pg_terminate_backend) its socket is readable. Readable is no proof, since TLS and notices leave bytes too, so only
+    then a ping decides. A host that vanished without a word is left to the TCP limits above.
+    """
+
+    def __init__(self, max_lifetime: float) -> None:
+        self.max_lifetime = max_lifetime
+
+    def connected(self, connection: "psycopg.Connection[Any]", record: ConnectionPoolEntry) -> None:
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN)
+        record.info["readable"] = poller.poll
+        # Connections are opened together, at a start or a restart: without jitter they would expire together.
+        record.info["expires"] = time.monotonic() + self.max_lifetime * random.uniform(0.5, 1)  # noqa: S311
+
+    def checked_out(
+        self, connection: "psycopg.Connection[Any]", record: ConnectionPoolEntry, proxy: PoolProxiedConnection
+    ) -> None:
+        if record.info["readable"](0) and not _answers(connection):
+            raise exc.DisconnectionError("the server closed this connection while it was idle")
+        if time.monotonic() > record.info["expires"]:
+            raise exc.DisconnectionError("this connection has reached DB_MAX_LIFETIME")
+
+
+def _answers(connection: "psycopg.Connection[Any]") -> bool:
+    try:
+        before, connection.autocommit = connection.autocommit, True  # or the ping would leave a transaction open
+        connection.execute("")
+        connection.autocommit = before
+    except psycopg.Error:
+        return False
+    return True
+
+
+def _prefer_a_server_that_takes_writes(connect: Callable[..., DBAPIConnection]) -> Callable[..., DBAPIConnection]:
+    """A primary, never a standby. A provider makes a primary read-only when its disk is full: of several servers the
+    one that takes writes is used then, and if there is none, reads are still served."""
+
+    def connect_to_it(*args: Any, **parameters: Any) -> DBAPIConnection:
+        connection = connect(*args, **parameters)
+        if _says(connection, "default_transaction_read_only") == "on":
+            connection.close()  # the plan has none to spare for a comparison
+            with contextlib.suppress(psycopg.OperationalError):
+                return connect(*args, **parameters | {"target_session_attrs": "read-write"})
+            connection = connect(*args, **parameters)
+            _only_reads.add(connection)
+        return connection
+
+    return connect_to_it
+
+
+def _disconnect_when_read_only(context: ExceptionContext) -> None:
+    """After a failover the old primary accepts connections and refuses writes, for ever. Treat that as a disconnect:
+    the pool reconnects, to the server that takes writes. Where there was none, only this connection is tried anew."""
+    if getattr(context.original_exception, "sqlstate", None) != READ_ONLY_SQL_TRANSACTION or not context.connection:
+        return
+    driver = context.connection.connection.dbapi_connection
+    if {_says(driver, "in_hot_standby"), _says(driver, "default_transaction_read_only")} == {"off"}:
+        return  # the server takes writes; it was the app that began a read-only transaction
+    context.is_disconnect = True
+    context.invalidate_pool_on_disconnect = driver not in _only_reads
+
+
+def _says(connection: Any, name: str) -> str | None:
+    """What the server has reported without being asked (since Postgres 14)."""
+    said: str | None = connection.info.parameter_status(name)
+    return said
+
+
+def _pragma(setting: str) -> Callable[[Any, ConnectionPoolEntry], None]:
+    """SQLite forgets it for each connection that is opened, and NullPool opens one for each use."""
+    return lambda connection, record: connection.execute(f"PRAGMA {setting}").close()
+
+
+_only_reads: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+def empty_pools(*, close: bool) -> None:
+    """Two processes on one socket read each other's rows. Every forked child therefore starts with empty pools; the
+    connections stay open (`close=False`), since the parent still uses them. This covers gunicorn's workers with a
+    preloaded app, where a fork hook of its own would need an app context, and any other fork as well."""
+    for engine in list(_engines):
+        engine.dispose(close=close)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=functools.partial(empty_pools, close=False))

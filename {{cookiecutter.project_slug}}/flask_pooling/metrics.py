@@ -1,0 +1,202 @@
+"""Prometheus metrics, summed over the workers of this instance.
+
+prometheus-client's multiprocess mode keeps one file for each process. Workers come and go (`max_requests`), and a file
+for each process that ever lived would slow every scrape; files are therefore named by a worker's slot, which its
+successor takes over (gunicorn.py numbers them).
+"""
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Blueprint, Response, abort, current_app, request
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+    values,
+)
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+from flask_pooling.errors import note_a_connection
+from flask_pooling.probes import PRIVATE
+from flask_pooling.settings import Settings
+
+DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+bp = Blueprint("pooling_metrics", __name__)
+
+
+class Metrics:
+    """All of them; docs/metrics.md has what each means. They are made when they are first used, since gunicorn's config
+    decides before that where they are kept."""
+
+    def __init__(self) -> None:
+        self.requests = Histogram(
+            "http_request_seconds",
+            "Time until the answer begins; the number of requests is `http_request_seconds_count`.",
+            ["method", "endpoint", "status"],
+            buckets=SECONDS,
+        )
+        self.queue = Histogram(
+            "http_queue_seconds", "Time from the proxy's X-Request-Start until a thread was free.", buckets=SECONDS
+        )
+        self.backlog = _gauge("web_backlog", "Connections that wait to be accepted.", "livemostrecent")
+        self.slots = _gauge("web_slots", "Requests that can be served at once.")
+        self.slots_busy = _gauge("web_slots_busy", "Requests that are being served now.")
+        self.slots_over_limit = _gauge("web_slots_over_limit", "Requests that are past WEB_TIMEOUT now.")
+        self.requests_over_limit = Counter("web_requests_over_limit", "Requests that have gone past WEB_TIMEOUT.")
+        self.workers_replaced = Counter("web_workers_replaced", "Workers replaced since all their threads hung.")
+        self.pool_capacity = _gauge("db_pool_capacity", "Connections the pools may hold.")
+        self.pool_checked_out = _gauge("db_pool_checked_out", "Connections in use now.", "livesum", "process")
+        self.pool_wait = Histogram(
+            "db_pool_wait_seconds", "Time a thread waited for a connection, all being in use.", buckets=SECONDS
+        )
+        self.pool_timeouts = Counter("db_pool_timeouts", "Waits for a connection that ended without one.")
+        self.connections_open = _gauge("db_connections_open", "Connections open now.", "livesum", "process")
+        self.connections_opened = Counter("db_connections_opened", "Connections opened.", ["process"])
+        self.connection_hold = Counter(
+            "db_connection_hold_seconds", "Time connections were held, added up; its rate is how many are in use."
+        )
+        self.budget = _gauge("db_connections_budget", "Connections all instances may use.", "max")
+        self.peak = _gauge("db_connections_peak", "Connections all instances can hold, by plan.", "max")
+        # Keeps the histogram of each set of labels, since `labels()` is slow.
+        self.requests_of = functools.cache(self.requests.labels)
+        # Gauges that are sampled: when /metrics is read, and twice a second in each worker, since another worker may be
+        # the one that answers.
+        self.sampled: dict[Gauge, Callable[[], float]] = {}
+
+    def announce(self, settings: Settings) -> None:
+        """What this worker may hold, and what all instances may: each worker says so once, when it starts."""
+        plan = settings.plan
+        self.slots.set(plan.threads)
+        self.pool_capacity.set(plan.connections_per_worker)
+        # Behind a pooler the server's connections are the pooler's, and the plan sets no limit to ours.
+        self.budget.set(plan.connections_usable if plan.pooler == "none" else math.inf)
+        self.peak.set(plan.connections_peak)
+
+    def sample(self) -> None:
+        for gauge, value in self.sampled.items():
+            gauge.set(value())
+
+
+def _gauge(name: str, text: str, mode: Any = "livesum", *labels: str) -> Gauge:
+    return Gauge(name, text, labels, multiprocess_mode=mode)
+
+
+metrics = functools.cache(Metrics)
+
+_slot = ["master"]
+_held: dict[str, dict[ConnectionPoolEntry, float]] = {}  # the connections in use, by kind of process, and since when
+
+
+def keep_in(folder: Path) -> None:
+    """Keep the metrics of this process, and of those that it forks, in files below a folder."""
+    os.environ[DIRECTORY] = str(folder)
+    # The slot is asked for at each change of each value, so by a call that costs little.
+    values.ValueClass = values.MultiProcessValue(functools.partial(_slot.__getitem__, 0))  # type: ignore[no-untyped-call]
+
+
+def take_slot(number: int) -> None:
+    """Write to the files of this slot from now on: in a worker, after the fork."""
+    _slot[0] = str(number)
+
+
+def leave_slot(number: int) -> None:
+    """Drop the live gauges of the worker that has ended."""
+    multiprocess.mark_process_dead(str(number))  # type: ignore[no-untyped-call]
+
+
+def registry() -> CollectorRegistry:
+    """The metrics as they are now, summed over the workers."""
+    metrics().sample()
+    if DIRECTORY not in os.environ:
+        return REGISTRY
+    summed = CollectorRegistry()
+    multiprocess.MultiProcessCollector(summed)  # type: ignore[no-untyped-call]
+    return summed
+
+
+def refuse_strangers() -> None:
+    """Numbers are nobody else's business: in production they are on the port of the probes alone."""
+    if current_app.extensions["flask_pooling"].settings.in_production and PRIVATE not in request.environ:
+        abort(404)
+
+
+bp.before_request(refuse_strangers)
+
+
+@bp.get("/metrics")
+def show() -> Response:
+    return Response(generate_latest(registry()), content_type=CONTENT_TYPE_LATEST)
+
+
+def most(pool: sa.QueuePool) -> int:
+    """The connections that a pool may open. There is no public way to ask it for its overflow."""
+    return pool.size() + pool._max_overflow
+
+
+class QueuePool(sa.QueuePool):
+    """SQLAlchemy's own, which says how long its threads waited while all connections were in use. No event does."""
+
+    __module__ = sa.QueuePool.__module__  # its logger has this name
+
+    def connect(self) -> PoolProxiedConnection:
+        waits, began = self.checkedout() >= most(self), time.perf_counter()
+        try:
+            return super().connect()
+        except sa.exc.TimeoutError:
+            waits = True
+            metrics().pool_timeouts.inc()
+            raise
+        finally:
+            if waits:
+                metrics().pool_wait.observe(time.perf_counter() - began)
+
+
+def watch(engine: Engine, process: str) -> None:
+    """Count what the engine's connections do.
+
+    :param process: the kind of process that they are counted under.
+    """
+    clock = time.perf_counter
+    counted = metrics()
+    is_open, opened = counted.connections_open.labels(process), counted.connections_opened.labels(process)
+    held = _held.setdefault(process, {})
+    counted.sampled[counted.pool_checked_out.labels(process)] = lambda: len(held)
+
+    def connected(connection: object, record: ConnectionPoolEntry) -> None:
+        opened.inc()
+        is_open.inc()
+
+    def closed(connection: object, record: object = None) -> None:
+        is_open.dec()
+
+    def checked_out(connection: object, record: ConnectionPoolEntry, proxy: object) -> None:
+        held[record] = clock()
+        note_a_connection()
+
+    def checked_in(connection: object, record: ConnectionPoolEntry) -> None:
+        since = held.pop(record, None)
+        if since is not None:
+            counted.connection_hold.inc(clock() - since)
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "close", closed)
+    event.listen(engine, "close_detached", closed)
+    event.listen(engine, "checkout", checked_out)
+    event.listen(engine, "checkin", checked_in)
+    event.listen(engine, "detach", checked_in)

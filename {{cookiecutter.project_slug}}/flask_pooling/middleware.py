@@ -1,0 +1,158 @@
+"""WSGI middlewares that measure each request and see how it gets on, and a check that refuses requests where there is
+no plan."""
+
+import io
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from flask import Flask, current_app
+from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.wsgi import FileWrapper
+
+from flask_pooling import watchdog
+from flask_pooling.engine import WEB
+from flask_pooling.metrics import metrics
+from flask_pooling.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+REQUEST_START = re.compile(r"(?:t=)?([0-9]{10,16}(?:\.[0-9]{1,9})?)")
+YEAR_5138 = 1e11  # in seconds; what is larger has another unit
+WRONG_SECONDS = 3600
+# Bytes after which progress is noted, of a request's body and of an answer's.
+RECEIVED = 1024
+SENT = 64 * 1024
+
+
+_planned = [False]
+
+
+def started_by_hooks() -> None:
+    """Say that this process, or the one that it was forked from, was started with gunicorn.conf.py."""
+    _planned[0] = True
+
+
+def has_the_plan(process: str) -> bool:
+    return _planned[0] and process == WEB
+
+
+def refuse_without_the_plan() -> None:
+    """A server that knows nothing of the plan may have any number of workers, and has asked nobody whether they fit."""
+    if current_app.testing or has_the_plan(current_app.extensions["flask_pooling"].process):
+        return
+    how = "start `gunicorn` in the folder of gunicorn.conf.py, without naming an app"
+    log.error("this server was not started with gunicorn.conf.py, and has no plan: %s", how)
+    raise ServiceUnavailable(f"This server was not started as planned: {how}.")
+
+
+def queue_seconds(header: str, now: float) -> float | None:
+    """How long ago a proxy took the request, by its X-Request-Start: seconds (nginx: `t=1700000000.123`), milliseconds
+    (Heroku) or microseconds (Apache). None: it is no time, or that of a clock that is wrong."""
+    found = REQUEST_START.fullmatch(header)
+    began = float(found[1]) if found else 0
+    while began > YEAR_5138:
+        began /= 1000
+    return max(0.0, now - began) if abs(now - began) < WRONG_SECONDS else None
+
+
+class Measured:
+    """Around the Flask app: it sees every answer, whatever Flask did to make it. What is measured is the time until the
+    answer begins."""
+
+    def __init__(self, app: Flask, settings: Settings) -> None:
+        self.app: WSGIApplication = app.wsgi_app
+        self.views, self.behind_a_proxy = app.view_functions, settings.web_trusted_proxies > 0
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        started = time.perf_counter()
+
+        def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            # By endpoint, not by path, and by known methods: a client must not be able to make up new time series.
+            request = environ.get("werkzeug.request")
+            endpoint = (request and request.endpoint) or "none"
+            method = environ["REQUEST_METHOD"]
+            method = method if method in METHODS else "other"
+            metrics().requests_of(method, endpoint, int(status[:3])).observe(time.perf_counter() - started)
+            return start_response(status, headers, *error)
+
+        if self.behind_a_proxy and (header := environ.get("HTTP_X_REQUEST_START")):
+            waited = queue_seconds(header, time.time())
+            if waited is not None:
+                metrics().queue.observe(waited)
+        outside = watchdog.in_flight.get(threading.get_ident())
+        if outside and outside.views is None:  # what is around the app may have given it another environ
+            outside.environ, outside.views = environ, self.views
+        return self.app(environ, answer)
+
+
+class Watched:
+    """Around all that gunicorn calls, middlewares and mounted apps included: which thread serves what, and whether it
+    makes progress."""
+
+    def __init__(self, app: "WSGIApplication") -> None:
+        self.app = app
+
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        thread, request = threading.get_ident(), watchdog.Request(environ)
+        environ["wsgi.file_wrapper"] = FileWrapper  # gunicorn's sends a file where nobody sees how it gets on
+        if int(environ.get("CONTENT_LENGTH") or 0) > RECEIVED or "HTTP_TRANSFER_ENCODING" in environ:
+            environ["wsgi.input"] = Input(environ["wsgi.input"], request)
+        watchdog.in_flight[thread] = request
+        try:
+            body = self.app(environ, start_response)
+        except BaseException:
+            watchdog.in_flight.pop(thread, None)
+            raise
+        return Body(body, request, thread)
+
+
+class Input(io.IOBase):
+    """A request's body. What still arrives makes progress, however slowly."""
+
+    def __init__(self, stream: Any, request: watchdog.Request) -> None:
+        self.stream, self.request = stream, request
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        parts, left = [], sys.maxsize if size is None or size < 0 else size
+        while left > 0 and (part := self.stream.read(min(left, RECEIVED))):
+            self.request.moved = time.monotonic()
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        line: bytes = self.stream.readline(*([] if size is None or size < 0 else [size]))
+        self.request.moved = time.monotonic()
+        return line
+
+
+class Body:
+    """An answer's body. A stream that still sends makes progress, however long it lasts."""
+
+    def __init__(self, body: Iterable[bytes], request: watchdog.Request, thread: int) -> None:
+        self.body, self.request, self.thread = body, request, thread
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self.body:
+            for begin in range(0, len(part), SENT) or (0,):
+                self.request.moved = time.monotonic()
+                yield part[begin : begin + SENT] if len(part) > SENT else part
+
+    def close(self) -> None:
+        try:
+            if hasattr(self.body, "close"):
+                self.body.close()
+        finally:
+            watchdog.in_flight.pop(self.thread, None)

@@ -1,0 +1,59 @@
+"""/pool: one page that draws the plan, and what of it is in use now. /pool.json has its numbers."""
+
+import math
+import secrets
+from typing import Any
+
+from flask import Blueprint, Response, current_app, jsonify, make_response, render_template
+
+from flask_pooling import metrics
+from flask_pooling.settings import Settings
+from flask_pooling.sizing import SUPERUSER_RESERVED
+
+PLAN = (
+    *("instances", "workers", "threads", "slots", "pool_size", "max_overflow", "max_connections", "reserved", "sum"),
+    *("connections_per_instance", "connections_peak", "connections_jobs", "connections_usable", "pooler"),
+)
+# What is drawn of the metrics.
+SUMS = (
+    *("web_slots", "web_slots_busy", "web_slots_over_limit", "web_backlog", "http_queue_seconds_count"),
+    *("http_queue_seconds_sum", "db_connections_open", "db_pool_checked_out", "db_pool_capacity"),
+    *("db_pool_wait_seconds_count", "db_pool_wait_seconds_sum", "db_pool_timeouts_total"),
+    *("web_requests_over_limit_total", "web_workers_replaced_total"),
+)
+
+bp = Blueprint("pooling_page", __name__, template_folder="templates")
+bp.before_request(metrics.refuse_strangers)
+
+
+def _settings() -> Settings:
+    settings: Settings = current_app.extensions["flask_pooling"].settings
+    return settings
+
+
+@bp.get("/pool")
+def show() -> Response:
+    nonce = secrets.token_urlsafe(16)
+    response = make_response(render_template("flask_pooling/pool.html", name=_settings().service_name, nonce=nonce))
+    nothing_else = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
+    own = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:"
+    response.headers["Content-Security-Policy"] = f"{nothing_else}; {own}"
+    return response
+
+
+@bp.get("/pool.json")
+def numbers() -> Response:
+    """The plan, and the sums over this instance's workers."""
+    settings = _settings()
+    plan: dict[str, Any] = {name: getattr(settings.plan, name) for name in PLAN}
+    plan |= {"superusers": SUPERUSER_RESERVED, "timeout": settings.web_timeout}
+    now: dict[str, float | None] = dict.fromkeys(SUMS, 0)
+    answers = failures = 0.0
+    for family in metrics.registry().collect():
+        for sample in family.samples:
+            if sample.name in SUMS:
+                now[sample.name] = (now[sample.name] or 0) + sample.value if math.isfinite(sample.value) else None
+            elif sample.name == "http_request_seconds_count" and not sample.labels["endpoint"].startswith("pooling_"):
+                answers += sample.value
+                failures += sample.value if sample.labels["status"] >= "500" else 0
+    return jsonify(plan=plan, now=now | {"answers": answers, "failures": failures})

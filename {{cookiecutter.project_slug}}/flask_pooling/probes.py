@@ -1,0 +1,84 @@
+"""/livez, /readyz, /metrics and /pool on a listener of their own, served by a thread in each worker.
+
+On the main listener a probe queues behind the requests that wait for a thread: under load alone it would take seconds,
+and an orchestrator would restart instances because they are busy. Here nothing queues but other probes.
+"""
+
+import socket
+import threading
+from collections.abc import Iterable
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+PATHS = frozenset({"/livez", "/readyz", "/metrics", "/pool", "/pool.json"})
+PRIVATE = "flask_pooling.private"  # in the environ of a request that came in here
+BACKLOG = 64
+CLIENT_SECONDS = 5
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that has this address, and does not listen yet.
+
+    :raises OSError: the address cannot be had.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6 and socket.has_dualstack_ipv6():  # as gunicorn's: `::` is IPv4, too
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The socket that all workers accept on; made in the master, before they are forked."""
+    listener = bind(host, port)
+    listener.listen(BACKLOG)
+    listener.setblocking(False)  # all workers wake up for a probe, one gets it, and the others must not block
+    return listener
+
+
+def serve(listener: socket.socket, app: "WSGIApplication") -> None:
+    """Answer probes from a background thread of this worker, for as long as it lives."""
+    server = ProbeServer(listener.getsockname()[:2], Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    server.setup_environ()
+    server.set_app(only_probes(app))
+    threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
+
+
+def only_probes(app: "WSGIApplication") -> "WSGIApplication":
+    """The rest of the app stays behind the main listener, where the plan counts its connections."""
+
+    def probe(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        if environ["PATH_INFO"] in PATHS:
+            environ[PRIVATE] = True
+            return app(environ, start_response)
+        start_response("404 Not Found", [("Content-Length", "0")])
+        return []
+
+    return probe
+
+
+class ProbeServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    server_name = ""  # WSGIServer looks the host up by name, which can take seconds
+    server_port = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is its own affair."""
+
+
+class Handler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:  # the name is the standard library's
+        """The app logs its requests itself."""

@@ -1,0 +1,373 @@
+"""The settings of this package: `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT`, read from the environment.
+
+An app's own settings class derives from :class:`Settings` and adds what is its own, one line each. Each field
+says what its value may be; :meth:`Settings.problems` says how values depend on each other.
+"""
+
+import contextlib
+import difflib
+import inspect
+import ipaddress
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    create_model,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import URL
+
+from flask_pooling import machine, sizing, urls
+from flask_pooling.urls import database_url
+
+# Flask-SQLAlchemy has ignored these since 3.0, and guides still set them.
+DEAD_KEYS = {
+    "SQLALCHEMY_POOL_SIZE": "DB_POOL_SIZE",
+    "SQLALCHEMY_MAX_OVERFLOW": "DB_MAX_OVERFLOW",
+    "SQLALCHEMY_POOL_TIMEOUT": "DB_POOL_TIMEOUT",
+    "SQLALCHEMY_POOL_RECYCLE": "DB_MAX_LIFETIME",
+}
+MAX_PORT = 65_535
+JOB = re.compile(r"([a-z][a-z0-9_-]{0,30})=([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+# The numbers of a plan, and the settings that they come from.
+PLANNED_WITH = {"max_connections": "db_max_connections", "instances": "app_instances", "jobs": "app_jobs"}
+PLANNED_WITH |= {name: f"db_{name}" for name in ("pool_size", "max_overflow", "pooler", "binds")}
+PLANNED_WITH |= {name: f"web_{name}" for name in ("threads", "worker_class", "worker_memory_mib")}
+PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurrency"}
+SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SALT")
+# Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
+INJECTED = re.compile(r"(tcp|udp|sctp)://")
+PREFIXES = ("APP_", "DB_", "WEB_")
+OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to count as misspelt
+
+
+class SettingsError(RuntimeError):
+    """One or more settings cannot be used; `problems` names each with its value, and never shows a secret.
+
+    gunicorn prints a RuntimeError without its traceback.
+    """
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        count = len(self.problems)
+        super().__init__(f"{count} problem{'' if count == 1 else 's'} in the settings:{lines}")
+
+
+# --- types of values -------------------------------------------------------------------------------------------------
+
+
+def _digits(value: Any) -> Any:
+    """int() would also take " 5", "+5" and "1_000"."""
+    if isinstance(value, str) and not re.fullmatch("[0-9]{1,18}", value):
+        raise ValueError("is not a whole number")
+    return value
+
+
+def _decimal(value: Any) -> Any:
+    """float() would also take "1e3", "nan" and "inf"."""
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        raise ValueError("is not a number of seconds")
+    return value
+
+
+def _jobs(value: Any) -> Any:
+    """`worker=2x4,scheduler=1x1`: two workers with four connections each, and one scheduler with one."""
+    if not isinstance(value, str):
+        return value
+    jobs: dict[str, sizing.Job] = {}
+    for part in value.split(",") if value else ():
+        match = JOB.fullmatch(part.strip())
+        if not match:
+            raise ValueError("each job is name=COPIESxCONNECTIONS, for example worker=2x4,scheduler=1x1")
+        name, copies, connections = match.groups()
+        if name in jobs or name in {"web", "cli"}:
+            raise ValueError(f"{name} is {'given twice' if name in jobs else 'a reserved name; choose another'}")
+        jobs[name] = sizing.Job(int(copies), int(connections))
+    return jobs
+
+
+def _address(value: str) -> str:
+    """An address or a name, or an IPv6 address in either spelling: `::` and `[::]`."""
+    address = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(address))
+    if not re.fullmatch(r"[\w.-]+", value):
+        raise ValueError("is not an address; the port is set by PORT")
+    return value
+
+
+def _has_something_around_it(value: str) -> bool:
+    """What a file, a form or `docker run --env-file` leaves: a line break, quotes, a byte order mark. A text of several
+    lines, such as a key, may end in one."""
+    first, last = value[:1], value[-1:]
+    if "\n" in value.strip():
+        return False
+    quoted = len(value) > 1 and first == last and first in "'\"`"
+    return quoted or value != value.strip() or not (first + last).isprintable()
+
+
+def _not_injected(value: Any) -> Any:
+    """Kubernetes sets WEB_PROBE_PORT, too, for a Service that is called web-probe."""
+    return None if isinstance(value, str) and INJECTED.match(value) else value
+
+
+def _decoded(value: Any) -> Any:
+    """What is written as JSON, also in a part of a setting that has a variable for each part (MAIL__TO)."""
+    if isinstance(value, dict):
+        return {name: _decoded(part) for name, part in value.items()}
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if isinstance(value, str) and value.startswith(("[", "{")) else value
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_digits)]
+Seconds = Annotated[float, BeforeValidator(_decimal), Field(ge=0.1, le=86_400)]
+Jobs = Annotated[Mapping[str, sizing.Job], NoDecode, BeforeValidator(_jobs)]
+DatabaseUrl = Annotated[URL, NoDecode, BeforeValidator(database_url)]
+Address = Annotated[str, AfterValidator(_address)]
+
+
+# --- the settings ----------------------------------------------------------------------------------------------------
+
+
+class Settings(BaseSettings):
+    """What the plan, the pools and gunicorn are made from. README.md has the meaning and the unit of each."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", arbitrary_types_allowed=True, enable_decoding=False, env_file_encoding="utf-8-sig"
+    )
+
+    # What the service is called: its connections carry the name, and so do its metrics' folder and its locks.
+    service_name: ClassVar[str] = "flask"
+
+    app_instances: Whole = Field(2, ge=1, le=262_143)
+    app_jobs: Jobs = Field(default_factory=dict)
+    port: Whole = Field(8000, ge=1, le=MAX_PORT)
+
+    db_max_connections: Whole = Field(100, ge=1, le=262_143)  # Postgres's own maximum
+    db_reserved_connections: Whole = Field(sizing.DEFAULT_RESERVED, ge=0, le=100_000)
+    db_binds: Whole = Field(0, ge=0, le=100)
+    db_pool_size: Whole | None = Field(None, ge=1, le=1000)  # 0 would mean "without limit" to SQLAlchemy
+    db_max_overflow: Whole = Field(0, ge=0, le=1000)
+    db_connect_timeout: Whole = Field(3, ge=2, le=60)  # libpq takes whole seconds, and 1 as 2
+    db_pool_timeout: Seconds = 5
+    db_statement_timeout: Seconds = 15
+    db_max_lifetime: Seconds = 1800
+    db_pooler: Literal["none", "pgbouncer"] = "none"
+    db_budget_check: Literal["enforce", "warn", "off"] = "enforce"
+
+    web_concurrency: Whole | None = Field(None, ge=1, le=1000)
+    web_threads: Whole | None = Field(None, ge=1, le=1000)
+    web_worker_class: Literal["gthread", "sync"] = "gthread"
+    web_worker_memory_mib: Whole = Field(sizing.DEFAULT_WORKER_MEMORY_MIB, ge=1, le=100_000)
+    web_timeout: Whole = Field(30, ge=1, le=3600)
+    web_graceful_timeout: Whole = Field(30, ge=1, le=3600)
+    web_trusted_proxies: Whole = Field(0, ge=0, le=10)
+    web_host: Address = "127.0.0.1"
+    web_probe_port: Annotated[Whole | None, BeforeValidator(_not_injected)] = Field(None, ge=0, le=MAX_PORT)
+
+    @classmethod
+    def load(cls, *, numbers_only: bool = False) -> Self:
+        """Read the environment.
+
+        :param numbers_only: for `flask pool plan`, which is arithmetic: no secret and no database is needed, and
+            whether the numbers fit together is what is asked.
+        :raises SettingsError: with all problems at once.
+        """
+        given = {name.upper(): value for name, value in cls.environment().items()}
+        problems = [*dead_keys(given), *_misspelt(given, cls)]
+        wrong: dict[str, Any] = {}
+        try:
+            settings = cls()
+        except ValidationError as error:
+            # What a validator of the whole model says belongs to no field.
+            problems += [_reason(found) for found in error.errors() if not found["loc"]]
+            wrong = {str(found["loc"][0]): found for found in error.errors() if found["loc"]}
+            fields = {alias: (name, field) for name, field in cls.model_fields.items() for alias in _names(name, field)}
+            problems += [
+                _problem(
+                    _alias(name, fields, given),
+                    given,
+                    found,
+                    secret=name not in Settings.model_fields and _may_be_secret(fields[name][1].annotation),
+                )
+                for name, found in wrong.items()
+                if name in Settings.model_fields or not numbers_only
+            ]
+            # What depends on other values is looked at with the defaults in the place of those that are wrong.
+            defaults = {
+                name: None if field.is_required() else field.get_default(call_default_factory=True)
+                for name, field in map(fields.__getitem__, wrong)
+            }
+            untyped: dict[str, Any] = dict.fromkeys(defaults, (Any, None))
+            try:
+                settings = create_model(cls.__name__, __base__=cls, **untyped)(**defaults)
+            except Exception:  # noqa: BLE001  # a validator of the whole model cannot do with these defaults
+                raise SettingsError(problems) from None
+        if not numbers_only:
+            said = [name.upper() for name in wrong]
+            problems += [found for found in settings.problems() if not any(name in found for name in said)]
+        if problems:
+            raise SettingsError(problems)
+        return settings
+
+    @classmethod
+    def environment(cls) -> Mapping[str, str]:
+        """What is set. A class that reads more than the environment says so here."""
+        return os.environ
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _written_as_json(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """A list or a dict is written as JSON, as everywhere with pydantic-settings. What is no JSON is reported like
+        any other wrong value; pydantic-settings would raise an error of its own, for the first one only."""
+        if isinstance(value, str) and _has_something_around_it(value):
+            raise ValueError("begins or ends with whitespace, a quote or an invisible character; remove it")
+        try:
+            return handler(value)
+        except ValidationError:
+            if (decoded := _decoded(value)) == value:
+                raise
+            return handler(decoded)
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong with values that are right one by one, but not together. A class that derives from this adds
+        its own."""
+        yield from self._broken_ladder()
+        if self.probe_port == self.port:
+            yield f"WEB_PROBE_PORT={self.probe_port}: must be another port than PORT"
+        if self.probe_port > MAX_PORT:
+            yield f"PORT={self.port}: leaves no port after it for the probes; set WEB_PROBE_PORT"
+        connect = self.db_connect_timeout if "db_connect_timeout" in self.model_fields_set else None
+        for name in type(self).model_fields:
+            if isinstance(url := getattr(self, name), URL) and url.get_backend_name() == "postgresql":
+                yield from urls.problems(url, name.upper(), connect=connect, wait=self.db_pool_timeout)
+        try:
+            self.plan  # noqa: B018  # it is made, and kept
+        except sizing.TooLittleMemoryError:
+            pass  # gunicorn.conf.py asks for the plan, and a job in a small container needs none
+        except sizing.PlanError as error:
+            yield str(error)
+
+    def _broken_ladder(self) -> Iterator[str]:
+        """Each wait must end before the one around it does, or the outer one gives up on work that still goes on."""
+        connect, wait, statement = self.db_connect_timeout, self.db_pool_timeout, self.db_statement_timeout
+        if connect > wait:
+            yield f"DB_CONNECT_TIMEOUT={connect:g} must be at most DB_POOL_TIMEOUT={wait:g}"
+        if wait >= statement:
+            yield f"DB_POOL_TIMEOUT={wait:g} must be less than DB_STATEMENT_TIMEOUT={statement:g}"
+        for name, outer in ("WEB_TIMEOUT", self.web_timeout), ("WEB_GRACEFUL_TIMEOUT", self.web_graceful_timeout):
+            if statement >= outer:
+                yield f"DB_STATEMENT_TIMEOUT={statement:g} must be less than {name}={outer:g}"
+
+    @cached_property
+    def plan(self) -> sizing.Plan:
+        """The plan for this machine and these settings. :raises sizing.PlanError: there is none."""
+        return self.plan_if()
+
+    def plan_if(self, **what_if: Any) -> sizing.Plan:
+        """The plan with other numbers in place of these, for those that are not None."""
+        numbers = {number: getattr(self, setting) for number, setting in PLANNED_WITH.items()}
+        numbers |= {"cpus": machine.cpus(), "memory_mib": machine.memory_mib()}
+        return sizing.plan(**(numbers | {name: value for name, value in what_if.items() if value is not None}))
+
+    @property
+    def bind(self) -> str:
+        """As gunicorn takes it: an IPv6 address is in brackets."""
+        return f"[{self.web_host}]:{self.port}" if ":" in self.web_host else f"{self.web_host}:{self.port}"
+
+    @property
+    def probe_port(self) -> int:
+        """The port of /livez, /readyz and /metrics alone; 0: there is none."""
+        return self.port + 1 if self.web_probe_port is None else self.web_probe_port
+
+    @property
+    def in_production(self) -> bool:
+        """Whether this is production: then metrics are on the probe port alone, and only what gunicorn.conf.py starts
+        serves."""
+        return True
+
+    @property
+    def lock_timeout(self) -> float:
+        """Seconds. Halfway between DB_POOL_TIMEOUT and DB_STATEMENT_TIMEOUT, so that a wait for a lock is reported as
+        such."""
+        return (self.db_pool_timeout + self.db_statement_timeout) / 2
+
+
+# --- what is said of a wrong value -----------------------------------------------------------------------------------
+
+
+def dead_keys(names: Mapping[str, Any]) -> Iterator[str]:
+    """The keys that Flask-SQLAlchemy ignores, wherever they were set, and what to set instead."""
+    for dead, living in DEAD_KEYS.items():
+        if dead in names:
+            why = f"Flask-SQLAlchemy has ignored this key since 3.0; set {living} in the environment"
+            yield f"{_named(dead, names[dead])}: {why}"
+
+
+def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[str]:
+    """Names that are almost one of ours. Others pass: Kubernetes injects DB_PORT, WEB_SERVICE_HOST and the like."""
+    known = {name.upper() for name in settings.model_fields}
+    for name, value in sorted(given.items()):
+        readable = name.strip("\ufeff \t\r")  # a byte order mark is what an editor leaves at the start of a file
+        if name in known or not readable.startswith(PREFIXES) or INJECTED.match(value):
+            continue
+        cutoff = 0.9 if name.endswith(OFTEN_INJECTED) else 0.85
+        if near := difflib.get_close_matches(readable, known, n=1, cutoff=cutoff):
+            if near[0].startswith(PREFIXES):  # DB_TIMEOUT is almost WEB_TIMEOUT, but means one of the database's
+                near = difflib.get_close_matches(readable, [name for name in known if name[:3] == readable[:3]]) or near
+            field = near[0].lower()
+            secret = field not in Settings.model_fields and _may_be_secret(settings.model_fields[field].annotation)
+            yield f"{_named(ascii(name)[1:-1], value, secret=secret)}: no such setting; did you mean {near[0]}?"
+
+
+def _names(name: str, field: FieldInfo) -> list[str]:
+    """The variables that a field is read from."""
+    alias = field.validation_alias
+    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [str(alias or name)]
+
+
+def _alias(name: str, fields: Mapping[str, tuple[str, FieldInfo]], given: Mapping[str, str]) -> str:
+    return next((alias for alias in _names(*fields[name]) if alias.upper() in given), name)
+
+
+def _may_be_secret(annotation: Any) -> bool:
+    """A secret, or something with fields of its own, of which one may be a secret."""
+    is_class = isinstance(annotation, type) and not issubclass(annotation, Enum)
+    has_fields = is_class and bool(inspect.get_annotations(annotation))
+    return has_fields or "Secret" in str(annotation) or any(map(_may_be_secret, get_args(annotation)))
+
+
+def _problem(name: str, given: Mapping[str, str], found: Any, *, secret: bool) -> str:
+    if found["type"] == "missing":
+        return f"{name.upper()} is not set"
+    as_json = ", written as JSON" if found["type"] in {"list_type", "dict_type", "set_type", "tuple_type"} else ""
+    of_it = "".join(f" {part}:" for part in found["loc"][1:] if secret)  # which of its fields
+    return f"{_named(name, given.get(name.upper()), secret=secret)}:{of_it} {_reason(found)}{as_json}"
+
+
+def _named(name: str, value: Any, *, secret: bool = False) -> str:
+    """`NAME='value'`, unless the value may be a secret: a database's URL lands in the wrong variable easily."""
+    name = name.upper()
+    secret = secret or (bool(SECRET.search(name)) and name not in DEAD_KEYS)
+    return f"{name}=***" if secret or "@" in str(value) else f"{name}={value!r}"
+
+
+def _reason(found: Any) -> str:
+    text = str(found["msg"])
+    ours = text.removeprefix("Value error, ")  # which may begin with a name
+    return ours if ours != text else text[:1].lower() + text[1:]

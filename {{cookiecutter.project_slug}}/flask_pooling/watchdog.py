@@ -1,0 +1,100 @@
+"""WEB_TIMEOUT for a request: what takes longer is logged, and a worker all of whose threads hang is replaced.
+
+gunicorn's timeout is the heartbeat of a worker's main loop, and a gthread worker beats on while all its threads hang.
+Here it beats while one of its threads is free, or has made progress within half of WEB_TIMEOUT. gunicorn replaces a
+worker WEB_TIMEOUT after its last beat. By then each of its requests is past WEB_TIMEOUT, and the last one to hang has
+hung for one and a half times that.
+"""
+
+import logging
+import math
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from flask_pooling.metrics import metrics
+
+log = logging.getLogger(__name__)
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+class Request:
+    """One that is being served."""
+
+    __slots__ = ("environ", "logged", "moved", "views")
+
+    def __init__(self, environ: "dict[str, Any]", views: Mapping[str, Any] | None = None) -> None:
+        self.environ, self.views = environ, views
+        self.logged = False
+        self.moved = time.monotonic()  # when it began, or last sent or took something
+
+    @property
+    def unlimited(self) -> bool:
+        view = (self.views or {}).get(getattr(self.environ.get("werkzeug.request"), "endpoint", None) or "")
+        return getattr(view, "unlimited", False)
+
+
+in_flight: dict[int, Request] = {}  # by thread
+_limit = [math.inf, 1]  # the seconds of WEB_TIMEOUT, and this worker's threads
+
+
+def unlimited(view: View) -> View:
+    """A decorator for a view that may take as long as it likes, under `@bp.get(...)`, or around `as_view(...)`."""
+    if isinstance(view, type):
+        raise TypeError(f"unlimited({view.__name__}.as_view(...)), not the class")
+    view.unlimited = True  # type: ignore[attr-defined]
+    return view
+
+
+def past(share: float = 1) -> list[tuple[int, Request]]:
+    """The requests, by thread, that have made no progress for this share of WEB_TIMEOUT."""
+    before = time.monotonic() - _limit[0] * share
+    found = in_flight.copy().items()
+    return [(thread, request) for thread, request in found if request.moved < before and not request.unlimited]
+
+
+def is_hung(share: float = 1) -> bool:
+    """Whether none of this worker's threads makes progress."""
+    return len(in_flight) >= _limit[1] and len(past(share)) >= _limit[1]
+
+
+def watch(worker: Any, seconds: float, *, replace: bool, tick: Callable[[], None]) -> None:
+    """Log what takes too long, from a thread of its own, and call `tick` at least twice a second.
+
+    :param replace: a worker that hangs stops its heartbeat. Where a developer sits at a breakpoint, it does not.
+    """
+    _limit[:] = seconds, worker.cfg.threads
+    if replace:
+        # gunicorn has no setting for this. Its documented contract is that a worker's `notify` is called again and
+        # again, or the worker is replaced; tests/library/test_limit.py fails when that changes.
+        beat = worker.notify
+        worker.notify = lambda: None if is_hung(0.5) else beat()
+
+    def run() -> None:
+        while True:
+            time.sleep(min(0.5, seconds / 8))
+            try:
+                tick()
+                report()
+            except Exception:
+                log.exception("looking for requests past WEB_TIMEOUT has failed; it is tried again")
+
+    threading.Thread(target=run, name="limit", daemon=True).start()
+
+
+def report(share: float = 1) -> None:
+    """Log the stack of each request that is past this share of WEB_TIMEOUT, once."""
+    for thread, request in past(share):
+        if request.logged or (frame := sys._current_frames().get(thread)) is None:
+            continue
+        request.logged = True
+        environ = request.environ
+        metrics().requests_over_limit.inc()
+        method, path, request_id = (environ.get(name, "-") for name in ("REQUEST_METHOD", "PATH_INFO", "REQUEST_ID"))
+        seconds, stack = time.monotonic() - request.moved, "".join(traceback.format_stack(frame))
+        text = "request %s: %s %r has made no progress for %.1f seconds (WEB_TIMEOUT=%g). Its stack:\n%s"
+        log.error(text, request_id, method, path, seconds, _limit[0], stack, extra={"request_id": request_id})
