@@ -81,6 +81,7 @@ BAKED = [
     "flask_pooling/middleware.py",
     "flask_pooling/settings.py",
     "flask_pooling/sizing.py",
+    "flask_pooling/statements.py",
     "flask_pooling/templates/flask_pooling/pool.html",
     "flask_pooling/urls.py",
     "pyproject.toml",

@@ -12,9 +12,10 @@ gunicorn.conf.py takes its numbers from `settings.plan` and its hooks from `flas
 
 from flask_pooling.engine import CLI, WEB, NullPool, QueuePool, engine_options
 from flask_pooling.errors import is_transient, may_have_written, next_handler, reason
-from flask_pooling.extension import init_app, run
+from flask_pooling.extension import init_app
 from flask_pooling.settings import DatabaseUrl, Seconds, Settings, SettingsError, Whole
 from flask_pooling.sizing import Plan, PlanError, plan
+from flask_pooling.statements import run
 from flask_pooling.watchdog import unlimited
 
 __all__ = [
