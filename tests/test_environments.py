@@ -147,11 +147,11 @@ def test_shared_memory_that_cannot_be_written(installed: Path, environ: dict[str
 
 
 def mine(pid: int) -> list[Path]:
-    """The folders of metrics that a master has."""
+    """The folders of metrics that a master has locked."""
     found = []
-    for folder in SHARED_MEMORY.glob("metrics-*"):
+    for opened in Path(f"/proc/{pid}/fd").glob("*"):
         with contextlib.suppress(OSError):
-            found += [folder] if (folder / "pid").read_text() == str(pid) else []
+            found += [path for path in [opened.readlink()] if path.match(f"{SHARED_MEMORY}/metrics-*")]
     return found
 
 
@@ -165,11 +165,11 @@ def test_a_daemon_leaves_nothing(installed: Path, environ: dict[str, str], tmp_p
     pid = int((tmp_path / "pid").read_text())
     try:
         wait_until(lambda: is_ready(("127.0.0.1", port)), log)
-        assert len(mine(pid)) == 1
+        (folder,) = mine(pid)
     finally:
         os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not Path(f"/proc/{pid}").exists(), log)
-    assert mine(pid) == []
+    assert not folder.exists()
 
 
 def test_a_master_that_was_killed_leaves_nothing_for_long(installed: Path, environ: dict[str, str], tmp_path: Path):
@@ -180,13 +180,15 @@ def test_a_master_that_was_killed_leaves_nothing_for_long(installed: Path, envir
         killed = subprocess.Popen([".venv/bin/gunicorn"], cwd=installed, env=more, stdout=output, stderr=output)
     try:
         wait_until(lambda: is_ready(("127.0.0.1", port)), log)
+        (folder,) = mine(killed.pid)
+        workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
     finally:
         killed.kill()
         killed.wait()
-    assert len(mine(killed.pid)) == 1
-    wait_until(lambda: not is_ready(("127.0.0.1", port)), log)  # its workers notice, and end
+    assert folder.exists()
+    wait_until(lambda: not any(mine(int(worker)) for worker in workers), log)  # they notice, and end
     with serving(installed, log, [".venv/bin/gunicorn"], more, ("127.0.0.1", port)):
-        assert mine(killed.pid) == []
+        assert not folder.exists()
 
 
 # --- checkouts and bakes ---------------------------------------------------------------------------------------------

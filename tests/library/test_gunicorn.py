@@ -1,6 +1,7 @@
 """gunicorn.conf.py and its hooks: the names are gunicorn's, the numbers are the plan's, and nothing breaks the sum."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -153,7 +154,13 @@ def left_behind() -> set[Path]:
 
     def lives(folder: Path) -> bool:
         with contextlib.suppress(OSError):
-            return Path(f"/proc/{(folder / 'pid').read_text()}").exists()
+            opened = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(opened)
         return False
 
     folders = Path(gunicorn.shared_memory() or tempfile.gettempdir()).glob(f"metrics-{defaults.SERVICE_NAME}-*")
@@ -242,15 +249,37 @@ def test_a_worker_that_only_starts_ends_when_it_is_told() -> None:
     assert done.stderr == "Worker (pid:7) was sent SIGKILL!\n"
 
 
+MAKE_AND_SAY = """
+import pathlib, sys, time
+from flask_pooling import gunicorn
+gunicorn.shared_memory = lambda: sys.argv[1]
+print(gunicorn._folder_of_ours("metrics-flask-").name, flush=True)
+time.sleep(60)
+"""
+
+
 @once
-@pytest.mark.usefixtures("production")
 def test_what_a_killed_master_left_goes_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what belongs to one that lives stays."""
+    """And what belongs to one that lives stays, also if it lives in a container where process ids are others."""
     monkeypatch.setattr(gunicorn, "shared_memory", lambda: str(tmp_path))
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    for name, pid in (("metrics-flask-dead", dead.pid), ("metrics-flask-lives", os.getpid())):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "pid").write_text(str(pid))
+    alone = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    words = [sys.executable, "-c", MAKE_AND_SAY, str(tmp_path)]
+    with contextlib.ExitStack() as stack:
+        names = []
+        for around in ([], alone):
+            neighbour = stack.enter_context(
+                subprocess.Popen([*around, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(neighbour.kill)
+            assert neighbour.stdout
+            names.append(neighbour.stdout.readline().strip())
+        (tmp_path / "metrics-flask-dead").mkdir()
+        gunicorn._remove_leftovers("metrics-flask-")
+        assert {path.name for path in tmp_path.iterdir()} == set(names)
+    wait_until(lambda: not left_after(tmp_path))
+
+
+def left_after(folder: Path) -> list[Path]:
+    """What is there once leftovers have been removed."""
     gunicorn._remove_leftovers("metrics-flask-")
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics-flask-lives"]
+    return list(folder.iterdir())

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import ctypes
 import errno
+import fcntl
 import gc
 import itertools
 import logging
@@ -82,9 +83,9 @@ class Hooks:
         else:
             name = f"metrics-{settings.service_name}-"
             _remove_leftovers(name)
-            self.folder = Path(tempfile.mkdtemp(prefix=name, dir=shared_memory()))
+            self.folder = _folder_of_ours(name)
             metrics.keep_in(self.folder)
-            self._own_the_folder()
+            self.owner = os.getpid()
             atexit.register(self._remove_the_folder)  # a start that is refused has no on_exit
 
     # --- in the master -----------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ class Hooks:
         self._check_the_budget(server)
         if self.settings.probe_port:
             self.listener = probes.listen(self.settings.web_host, self.settings.probe_port)
-        self._own_the_folder()  # a daemon has another id than what read gunicorn.conf.py
+        self.owner = os.getpid()  # a daemon has another id than what read gunicorn.conf.py
         if self.folder and os.geteuid() == 0:  # workers of another user write there
             for path in (self.folder, *self.folder.iterdir()):
                 os.chown(path, server.cfg.uid, server.cfg.gid)
@@ -138,11 +139,6 @@ class Hooks:
 
     def on_exit(self, server: Any) -> None:
         self._remove_the_folder()
-
-    def _own_the_folder(self) -> None:
-        self.owner = os.getpid()
-        if self.folder:
-            (self.folder / "pid").write_text(str(self.owner))  # see _remove_leftovers
 
     def _remove_the_folder(self) -> None:
         if self.folder and self.owner == os.getpid():  # and not in a worker, which inherits this
@@ -314,12 +310,22 @@ def _refuse(server: Any, why: str) -> Any:
     return refuse
 
 
+def _folder_of_ours(prefix: str) -> Path:
+    """Make a folder for metrics, locked for as long as this process or one of its workers lives."""
+    # It gets its name when it is locked. Until then, a neighbour that starts must not take it for a leftover.
+    new = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=shared_memory()))
+    fcntl.flock(os.open(new, os.O_RDONLY), fcntl.LOCK_EX)  # it stays open, and forked processes inherit it
+    return new.rename(new.with_name(new.name[1:]))
+
+
 def _remove_leftovers(prefix: str) -> None:
-    """The folders of masters that were killed."""
+    """Remove the folders of masters that were killed. Nobody holds the lock on them, whatever container that was in: a
+    process id would mean something else there."""
     for folder in Path(shared_memory() or tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((folder / "pid").read_text())
+        with contextlib.suppress(OSError):  # locked, or another user's
+            opened = os.open(folder, os.O_RDONLY)
             try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(opened)
