@@ -8,7 +8,8 @@ from flask import Flask
 
 KEYS = {
     *("cpus", "memory_mib", "workers", "threads", "pool_size", "max_overflow", "jobs", "notes"),
-    *("connections_per_instance", "connections_peak", "connections_usable"),
+    *("connections_per_instance", "connections_peak", "connections_usable", "sum"),
+    *("instances", "max_connections", "reserved", "binds", "pooler", "poolers", "worker_class", "worker_memory_mib"),
 }
 WHAT_IF = ["--cpus", "2", "--memory-mib", "4096", "--max-connections", "100", "--instances", "2"]
 
@@ -46,7 +47,11 @@ def test_plan_as_json(plain: Flask) -> None:
         (["--threads", "8"], {"threads": 8, "pool_size": 8}),
         (["--worker-class", "sync"], {"workers": 5, "threads": 1}),
         (["--instances", "300", "--pooler", "pgbouncer"], {"connections_peak": 3600}),
+        (["--pooler", "pgbouncer", "--poolers", "2", "--jobs", "worker=2x4"], {"poolers": 2, "connections_usable": 87}),
         (["--jobs", "worker=2x4,beat=1x1"], {"connections_usable": 78}),
+        (["--binds", "1", "--reserved", "20"], {"binds": 1, "reserved": 20, "connections_peak": 48}),
+        (["--workers", "4", "--worker-memory-mib", "300"], {"workers": 4, "worker_memory_mib": 300}),
+        (["--pool-size", "5", "--max-overflow", "1"], {"pool_size": 5, "max_overflow": 1, "connections_peak": 36}),
         (["--instances", "8", "--jobs", "worker=4x8"], {"workers": 3, "threads": 2, "connections_usable": 55}),
     ],
 )
@@ -69,7 +74,10 @@ def test_a_plan_that_does_not_fit_exits_with_1(plain: Flask) -> None:
 @pytest.mark.sqlite
 @pytest.mark.parametrize(
     "words",
-    [["--cpus", "0"], ["--instances", "-1"], ["--pooler", "pgpool"], ["--memory", "x"], ["--jobs", "worker"]],
+    [
+        *(["--cpus", "0"], ["--cpus", "nan"], ["--instances", "-1"], ["--pooler", "pgpool"], ["--memory", "x"]),
+        *(["--jobs", "worker"], ["--poolers", "0"], ["--pool-size", "0"], ["--reserved", " 5"], ["--workers", "1_000"]),
+    ],
 )
 def test_options_that_make_no_sense_exit_with_2(plain: Flask, words: list[str]) -> None:
     """As click has it."""

@@ -69,6 +69,9 @@ def test_worked_examples(
         ({"cpus": 1, "memory_mib": 1024, "instances": 120}, "240 > 87"),
         ({"instances": 44}, "88 > 87"),
         ({"max_connections": 13, "pooler": "pgbouncer"}, "no connection is left for pgbouncer: 13 - 3 for superusers"),
+        ({"pooler": "pgbouncer", "poolers": 88}, "no connection is left for pgbouncer (88 of it, 1 database): 100 - 3"),
+        ({"pooler": "pgbouncer", "poolers": 44, "binds": 1}, "(44 of it, 2 databases): 100 - 3 for superusers - 10"),
+        ({"pooler": "pgbouncer", "poolers": 88}, "help: DB_MAX_CONNECTIONS=101 or DB_POOLERS=87"),
         ({"max_connections": 13}, "0 usable"),
         ({"max_connections": 5}, "-8 usable"),
         ({"workers": 50, "threads": 1}, "100 > 87"),
@@ -117,6 +120,7 @@ def numbers() -> st.SearchStrategy[dict[str, Any]]:
             "pool_size": st.integers(1, 60),
             "max_overflow": st.integers(0, 20),
             "pooler": st.sampled_from(["none", "pgbouncer"]),
+            "poolers": st.integers(1, 60),
             "binds": st.integers(0, 4),
             "jobs": st.dictionaries(
                 st.sampled_from(["worker", "beat", "mail"]), st.builds(Job, st.integers(1, 60), st.integers(1, 20))
@@ -137,6 +141,7 @@ INPUTS = {
     "DB_MAX_CONNECTIONS": "max_connections",
     "APP_INSTANCES": "instances",
     "DB_POOLER": "pooler",
+    "DB_POOLERS": "poolers",
     "DB_POOL_SIZE": "pool_size",
     "DB_MAX_OVERFLOW": "max_overflow",
     "WEB_CONCURRENCY": "workers",
@@ -160,6 +165,30 @@ def test_the_promises_hold_for_any_numbers(inputs: dict[str, Any]) -> None:
     if result.pooler == "none":
         jobs = sum(job.copies * job.connections for job in result.jobs.values())
         assert result.connections_peak + jobs <= result.max_connections - 3 - result.reserved
+    else:
+        clients, opened, in_a_pool = result.pooler_sizes.values()
+        assert 1 <= in_a_pool <= opened
+        assert opened * result.poolers * (1 + result.binds) <= result.max_connections - 3 - result.reserved
+        assert clients * max(1, result.poolers - 1) >= result.connections_peak + result.connections_jobs
+
+
+@pytest.mark.parametrize(
+    ("more", "sizes", "note"),
+    [
+        ({}, (9600, 87, 20), "max_client_conn to at least 9600 and its max_db_connections and default_pool_size to at"),
+        ({}, (9600, 87, 20), "it needs 9697 open files"),
+        ({"poolers": 2}, (9600, 43, 20), "at most 43 of each of 2, of which one may fail"),
+        ({"poolers": 6}, (1920, 14, 14), "it needs 1944 open files"),
+        ({"poolers": 6, "binds": 1, "jobs": {"worker": Job(10, 10)}}, (3888, 7, 7), "it needs 3912 open files"),
+        ({"poolers": 87}, (112, 1, 1), "it needs 123 open files"),
+    ],
+)
+def test_many_poolers_share_what_one_may_have(more: dict[str, Any], sizes: tuple[int, ...], note: str) -> None:
+    """All of them together never open more than what is usable, and when one has failed, the others take its
+    clients."""
+    chosen = plan(cpus=1, memory_mib=1024, max_connections=100, instances=1000, pooler="pgbouncer", **more)
+    assert tuple(chosen.pooler_sizes.values()) == sizes
+    assert note in chosen.notes[-1]
 
 
 @given(numbers())

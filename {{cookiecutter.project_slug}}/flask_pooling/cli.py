@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling import budget, sizing
 from flask_pooling.engine import engine_options
-from flask_pooling.settings import Jobs, Settings, SettingsError
+from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.urls import database_url
 
 POSITIVE = click.IntRange(min=1)
@@ -28,6 +28,28 @@ def register(app: Flask, settings: type[Settings]) -> None:
     app.cli.add_command(pool)
 
 
+def _options_for_settings(command: Any) -> Any:
+    """An option for each number of a plan that comes from a setting, held to the limits of that setting."""
+    for number, name in reversed(PLANNED_WITH.items()):
+        command = click.option(
+            f"--{number.replace('_', '-')}",
+            metavar="worker=2x4,beat=1x1" if number == "jobs" else "VALUE",
+            callback=_as_the_setting,
+            help=f"Instead of {name.upper()}.",
+        )(command)
+    return command
+
+
+def _as_the_setting(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    field = Settings.model_fields[PLANNED_WITH[str(option.name)]]
+    limits: Any = Annotated[field.annotation, field]
+    try:
+        return None if value is None else TypeAdapter(limits).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise click.BadParameter(f"{value!r}: {reason}", param=option) from None
+
+
 @click.group()
 def pool() -> None:
     """Workers, threads and database connections: how many, and why."""
@@ -36,16 +58,11 @@ def pool() -> None:
 @pool.command()
 @click.option("--cpus", type=CPUS, help="Instead of this machine's.")
 @click.option("--memory-mib", type=POSITIVE, help="Instead of this machine's, in MiB.")
-@click.option("--max-connections", type=POSITIVE, help="Instead of DB_MAX_CONNECTIONS.")
-@click.option("--instances", type=POSITIVE, help="Instead of APP_INSTANCES.")
-@click.option("--threads", type=POSITIVE, help="Instead of WEB_THREADS.")
-@click.option("--worker-class", type=click.Choice(["gthread", "sync"]), help="Instead of WEB_WORKER_CLASS.")
-@click.option("--jobs", help="Instead of APP_JOBS: worker=2x4,scheduler=1x1.")
-@click.option("--pooler", type=click.Choice(["none", "pgbouncer"]), help="Instead of DB_POOLER.")
+@_options_for_settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--for-pgbouncer", is_flag=True, help="Print the sizes for deploy/pgbouncer/pgbouncer.ini.")
 @with_appcontext
-def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -> None:
+def plan(as_json: bool, for_pgbouncer: bool, **what_if: Any) -> None:
     """Show the plan for this machine and these settings, or for other numbers.
 
     Exits with 1 when the numbers do not fit together.
@@ -56,7 +73,7 @@ def plan(as_json: bool, for_pgbouncer: bool, jobs: str | None, **what_if: Any) -
         settings: type[Settings] = current_app.extensions["pooling_settings"]
         if for_pgbouncer:
             what_if["pooler"] = "pgbouncer"
-        chosen = settings.load(numbers_only=True).plan_if(jobs=_jobs(jobs), **what_if)
+        chosen = settings.load(numbers_only=True).plan_if(**what_if)
     except (SettingsError, sizing.PlanError) as error:
         raise click.ClickException(str(error)) from None
     if as_json:
@@ -74,20 +91,10 @@ def _plan_of(settings: Settings) -> sizing.Plan:
         raise click.ClickException(str(error)) from None
 
 
-def _jobs(text: str | None) -> Any:
-    try:
-        return None if text is None else TypeAdapter(Jobs).validate_python(text)
-    except ValidationError as error:
-        raise click.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, "), param_hint="--jobs") from None
-
-
 def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
-    names = ("cpus", "memory_mib", "workers", "threads", "pool_size", "max_overflow")
-    connections = ("connections_per_instance", "connections_peak", "connections_usable")
-    return {name: getattr(chosen, name) for name in (*names, *connections)} | {
-        "jobs": {name: asdict(job) for name, job in chosen.jobs.items()},
-        "notes": list(chosen.notes),
-    }
+    """What the plan was made from, what it says, and its one line."""
+    derived = ("connections_per_instance", "connections_peak", "connections_usable", "sum")
+    return asdict(chosen) | {name: getattr(chosen, name) for name in derived}
 
 
 def describe(chosen: sizing.Plan) -> str:

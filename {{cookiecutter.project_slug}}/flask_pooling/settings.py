@@ -44,7 +44,7 @@ MAX_PORT = 65_535
 JOB = re.compile(r"([a-z][a-z0-9_-]{0,30})=([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 # The numbers of a plan, and the settings that they come from.
 PLANNED_WITH = {"max_connections": "db_max_connections", "instances": "app_instances", "jobs": "app_jobs"}
-PLANNED_WITH |= {name: f"db_{name}" for name in ("pool_size", "max_overflow", "pooler", "binds")}
+PLANNED_WITH |= {name: f"db_{name}" for name in ("pool_size", "max_overflow", "pooler", "poolers", "binds")}
 PLANNED_WITH |= {name: f"web_{name}" for name in ("threads", "worker_class", "worker_memory_mib")}
 PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurrency"}
 SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SALT")
@@ -168,6 +168,7 @@ class Settings(BaseSettings):
     db_statement_timeout: Seconds = 15
     db_max_lifetime: Seconds = 1800
     db_pooler: Literal["none", "pgbouncer"] = "none"
+    db_poolers: Whole = Field(1, ge=1, le=1000)
     db_budget_check: Literal["enforce", "warn", "off"] = "enforce"
 
     web_concurrency: Whole | None = Field(None, ge=1, le=1000)

@@ -7,6 +7,16 @@ The plan in one line:
 
 >>> print(plan(cpus=2, memory_mib=4096, max_connections=100, instances=2).sum)
 2 instances x 3 workers x (4 + 0) = 24 of 87 connections (100 - 3 for superusers - 10 reserved)
+
+Behind a pooler the peak is its clients, and the server sees what the pooler opens:
+
+>>> thousand = {"cpus": 1, "memory_mib": 1024, "max_connections": 100, "instances": 1000, "pooler": "pgbouncer"}
+>>> print(plan(**thousand).sum)
+1000 instances x 2 workers x (4 + 0) = 8000 clients of pgbouncer, which opens at most 87 of 87 connections \
+(100 - 3 for superusers - 10 reserved)
+>>> print(plan(**thousand, poolers=2, binds=1, jobs={"worker": Job(2, 4)}).sum)
+1000 instances x 2 workers x (4 + 0) x 2 databases + 16 for jobs = 16016 clients of 2 x pgbouncer, which open at most \
+2 x 21 x 2 databases = 84 of 87 connections (100 - 3 for superusers - 10 reserved)
 """
 
 import math
@@ -33,6 +43,7 @@ MIN_SLOTS = 2
 MASTER_MEMORY_MIB = 64
 MEMORY_SHARE = 0.8
 PGBOUNCER_POOL_SIZE = 20
+PGBOUNCER_FILES = 10  # besides its clients and servers, as it reckons itself
 # The numbers that an owner may set. If the plan does not fit, a smaller one might.
 GIVEN = {
     "workers": "WEB_CONCURRENCY",
@@ -103,6 +114,7 @@ class Numbers:
     pool_size: int | None = None
     max_overflow: int = 0
     pooler: str = "none"
+    poolers: int = 1  # how many of it; a client may come by any of them
     binds: int = 0  # Postgres databases of SQLALCHEMY_BINDS; every worker keeps a pool for each
     jobs: Mapping[str, Job] = field(default_factory=dict)  # other processes that keep connections, by name
 
@@ -121,8 +133,14 @@ class Numbers:
 
     @property
     def connections_usable(self) -> int:
-        """The connections of the server that are left for the web workers."""
-        return self.connections_for_us - self.connections_jobs
+        """The connections of the server that are left for the web workers, or for the poolers: jobs come through them
+        as well."""
+        return self.connections_for_us - (self.connections_jobs if self.pooler == "none" else 0)
+
+    @property
+    def connections_per_pooler(self) -> int:
+        """The most that one of the poolers may open to each database, so that all of them fit."""
+        return max(0, self.connections_usable) // ((1 + self.binds) * self.poolers)
 
     @property
     def connections_for_us(self) -> int:
@@ -132,7 +150,7 @@ class Numbers:
     @property
     def left_over(self) -> str:
         """How the usable connections are reckoned, in words."""
-        for_jobs = f" - {self.connections_jobs} for jobs" if self.connections_jobs else ""
+        for_jobs = f" - {self.connections_jobs} for jobs" if self.connections_jobs and self.pooler == "none" else ""
         return f"{self.max_connections} - {SUPERUSER_RESERVED} for superusers - {self.reserved} reserved{for_jobs}"
 
 
@@ -172,18 +190,20 @@ class Plan(Numbers):
     def role_limit(self) -> int:
         """The server's own limit for the service's role: what the plan counts, and half of what is reserved for its
         migrations, checks, cron jobs and shells. The other half stays free of it, for psql, monitoring and others."""
-        ours = self.connections_peak if self.pooler == "none" else self.connections_usable
-        return ours + self.connections_jobs + math.ceil(self.reserved / 2)
+        ours = self.connections_peak + self.connections_jobs if self.pooler == "none" else self.connections_usable
+        return ours + math.ceil(self.reserved / 2)
 
     @property
     def pooler_sizes(self) -> dict[str, int]:
-        """PgBouncer's settings: clients for the peak, and a fifth more for migrations, shells and deploys, or what is
-        reserved if that is more. The last two count for each database, and its own default of 20 connections for a pool
-        is held to what is usable."""
+        """PgBouncer's settings, the same for each of them. Clients: the peak, and a fifth more for migrations, shells
+        and deploys, or what is reserved if that is more; of several poolers one may fail, and the others take them all.
+        The last two count for each database, and its own default of 20 connections for a pool is held to what is
+        usable."""
         planned = self.connections_peak + self.connections_jobs
-        most = max(1, self.connections_for_us // (1 + self.binds))  # jobs come through it as well
+        clients = planned + max(math.ceil(planned / 5), self.reserved)
+        most = max(1, replace(self, pooler="pgbouncer").connections_per_pooler)
         return {
-            "max_client_conn": planned + max(math.ceil(planned / 5), self.reserved),
+            "max_client_conn": math.ceil(clients / max(1, self.poolers - 1)),
             "max_db_connections": most,
             "default_pool_size": min(most, PGBOUNCER_POOL_SIZE),
         }
@@ -191,19 +211,29 @@ class Plan(Numbers):
     @property
     def sum(self) -> str:
         """The plan in one line."""
-        return (
-            f"{self.factors} = {self.connections_peak} of {counted(self.connections_usable, 'connection')}"
-            f" ({self.left_over})"
-        )
+        usable = f"{counted(self.connections_usable, 'connection')} ({self.left_over})"
+        if self.pooler == "none":
+            return f"{self.factors} = {self.connections_peak} of {usable}"
+        for_jobs = f" + {self.connections_jobs} for jobs" if self.connections_jobs else ""
+        clients = f"{self.factors}{for_jobs} = {self.connections_peak + self.connections_jobs} clients"
+        each, several = self.connections_per_pooler, self.poolers > 1
+        opened = f"{f'{self.poolers} x ' if several else ''}{each}{self._databases}"
+        most = each * self.poolers * (1 + self.binds)
+        opened += "" if opened == str(most) else f" = {most}"
+        poolers = f"{self.poolers} x {self.pooler}, which open" if several else f"{self.pooler}, which opens"
+        return f"{clients} of {poolers} at most {opened} of {usable}"
 
     @property
     def factors(self) -> str:
         """What is multiplied for the peak."""
-        databases = f" x {1 + self.binds} databases" if self.binds else ""
         return (
             f"{counted(self.instances, 'instance')} x {counted(self.workers, 'worker')}"
-            f" x ({self.pool_size} + {self.max_overflow}){databases}"
+            f" x ({self.pool_size} + {self.max_overflow}){self._databases}"
         )
+
+    @property
+    def _databases(self) -> str:
+        return f" x {1 + self.binds} databases" if self.binds else ""
 
 
 def workers_for_cpus(cpus: float, worker_class: str) -> int:
@@ -250,11 +280,8 @@ def plan(**numbers: Any) -> Plan:
     choices = _choices(given)
     if not choices:
         raise _too_small(given)
-    if given.pooler != "none" and given.connections_usable < 1:
-        enough = given.max_connections - given.connections_usable + PGBOUNCER_POOL_SIZE
-        raise PlanError(
-            f"no connection is left for {given.pooler}: {given.left_over}", [Remedy("DB_MAX_CONNECTIONS", enough)]
-        )
+    if given.pooler != "none" and given.connections_per_pooler < 1:
+        raise _out_of_connections_for_poolers(given)
     fitting = choices if given.pooler != "none" else _fitting(given)
     if not fitting:
         raise _out_of_connections(given)
@@ -318,12 +345,27 @@ def _with_notes(result: Plan, wanted: tuple[int, int], asked_workers: int | None
             f" {counted(result.threads, 'thread')}"
         )
     if result.pooler != "none":
-        clients, most = result.pooler_sizes["max_client_conn"], result.connections_usable
+        clients, most, _ = result.pooler_sizes.values()
+        files = clients + most * (1 + result.binds) + PGBOUNCER_FILES
+        one_may_fail = f" of each of {result.poolers}, of which one may fail" if result.poolers > 1 else ""
         notes.append(
-            f"set {result.pooler}'s max_client_conn to at least {clients} and its default_pool_size to"
-            f" at most {most} (2 x the database's cores + 1 is a good start)"
+            f"set {result.pooler}'s max_client_conn to at least {clients} and its max_db_connections and"
+            f" default_pool_size to at most {most}{one_may_fail} (2 x the database's cores + 1 is a good start);"
+            f" it needs {files} open files"
         )
     return Plan(**{**vars(result), "notes": tuple(notes)})
+
+
+def _out_of_connections_for_poolers(given: Numbers) -> PlanError:
+    """Not even one for each pooler and database."""
+    databases, usable = 1 + given.binds, given.connections_usable
+    enough = given.max_connections - usable + max(PGBOUNCER_POOL_SIZE, given.poolers * databases)
+    fewer = [Remedy("DB_POOLERS", usable // databases)] if usable >= databases else []
+    each = "" if given.poolers * databases == 1 else f" ({given.poolers} of it, {counted(databases, 'database')})"
+    return PlanError(
+        f"no connection is left for {given.pooler}{each}: {given.left_over} = {usable}",
+        [Remedy("DB_MAX_CONNECTIONS", enough), *fewer],
+    )
 
 
 def _out_of_connections(given: Numbers) -> PlanError:
@@ -338,7 +380,7 @@ def _out_of_connections(given: Numbers) -> PlanError:
         one_changed: list[dict[str, Any]] = [{name: value} for value in smaller]
         fits = next((changed[name] for changed in one_changed if _fitting(replace(given, **changed))), None)
         remedies += [] if fits is None else [Remedy(variable, fits)]
-    if usable >= 1:
+    if replace(given, pooler="pgbouncer").connections_per_pooler >= 1:
         remedies.append(Remedy("DB_POOLER", "pgbouncer"))
     if usable < least <= given.connections_for_us and given.jobs:
         listed = ", ".join(f"{name} {job}" for name, job in given.jobs.items())
