@@ -26,6 +26,8 @@ SERVER = Server(
     database_limit=-1,
     connected={},
     connected_others=0,
+    connected_role=0,
+    connected_database=0,
 )
 
 
@@ -43,12 +45,10 @@ SERVER = Server(
         ({"database_limit": 5}, 5, "24 > 5 .the database's connection limit"),
         ({"role_limit": 0}, 0, "24 > 0 .the role's"),
         ({"max_connections": 10}, -3, "24 > -3"),
-        ({"connected": {"web": 24}}, 87, None),
-        ({"connected": {"web": 25}}, 87, "connections of kind web: 25 are open, .* 24: .*APP_INSTANCES=2"),
     ],
 )
 def test_the_tightest_limit_decides(facts: dict[str, Any], usable: int, problem: str | None) -> None:
-    """max_connections less what is kept, the role's limit, the database's limit; and nobody may be there unplanned."""
+    """max_connections less what is kept, the role's limit, the database's limit."""
     verdict = budget.judge(PLAN, replace(SERVER, **facts))
     assert verdict.usable == usable
     assert verdict.holds is (problem is None)
@@ -65,9 +65,81 @@ def test_jobs_are_a_part_of_what_has_to_fit() -> None:
     )
     assert budget.judge(with_jobs, SERVER).holds
     assert "+ 9 for jobs = 33 > 32" in budget.judge(with_jobs, replace(SERVER, role_limit=32)).problems[0]
-    (told,) = budget.judge(with_jobs, replace(SERVER, connected={"web": 24, "worker": 9, "beat": 1})).problems
+    (told,) = budget.judge(with_jobs, replace(SERVER, connected={"web": 24, "worker": 9, "beat": 1})).warnings
     assert "connections of kind worker: 9" in told
     assert "worker=2x4 in APP_JOBS" in told
+
+
+def connected(*, elsewhere: int = 0, others: int = 0, **ours: int) -> dict[str, Any]:
+    """So many connections of ours by kind, of the same role in another database, and of other roles in the same."""
+    return {
+        "connected": ours,
+        "connected_others": elsewhere + others,
+        "connected_role": sum(ours.values()) + elsewhere,
+        "connected_database": sum(ours.values()) + others,
+    }
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize(
+    ("facts", "warning", "refused"),
+    [
+        (connected(web=12), None, None),
+        # A connection that is left of a dead host; a deploy's overlap that nobody has planned; both and a job.
+        (connected(web=13), "13 are open, and the plan has 12 beside the instance that starts", None),
+        (connected(web=24), "more processes run than APP_INSTANCES=2 says", None),
+        (connected(web=85), "85 are open", None),
+        (connected(web=86), None, "86 connections of 97 are open .max_connections 100 - 3 .*this instance may open 12"),
+        (connected(web=12, worker=9, cli=3), None, None),
+        # Whoever else is there leaves too little, or enough.
+        (connected(others=73), None, None),
+        (connected(others=74), "others have 74 connections open", None),
+        (connected(others=85), "others have 85 connections open", None),
+        (connected(others=86), None, "86 connections of 97"),
+        # The role's limit counts what it has in every database.
+        (connected(web=13) | {"role_limit": 29}, "13 are open", None),
+        (connected(web=17) | {"role_limit": 29}, "17 are open", None),
+        (connected(web=18) | {"role_limit": 29}, None, "18 connections of 29 are open .the role's .* may open 12"),
+        (connected(web=12, elsewhere=6) | {"role_limit": 29}, None, "18 connections of 29 are open .the role's"),
+        (connected(web=12, others=6) | {"role_limit": 29}, None, None),
+        # The database's counts every role.
+        (connected(web=12, elsewhere=6) | {"database_limit": 29}, None, None),
+        (connected(web=12, others=6) | {"database_limit": 29}, None, "18 connections of 29 are open .the database's"),
+    ],
+)
+def test_a_start_is_refused_only_where_it_cannot_fit(
+    facts: dict[str, Any], warning: str | None, refused: str | None
+) -> None:
+    """What is open and what starts, together, against each limit. One instance too many, with room left, is told."""
+    verdict = budget.judge(PLAN, replace(SERVER, **facts), starting=True)
+    assert bool(verdict.problems) is bool(refused), verdict.problems
+    if refused:
+        assert re.search(refused, verdict.problems[0]), verdict.problems
+    elif warning:
+        assert re.search(warning, verdict.warnings[0]), verdict.warnings
+    else:
+        assert verdict.holds
+
+
+@pytest.mark.sqlite
+def test_a_rest_of_a_dead_host_does_not_stop_the_only_instance() -> None:
+    """APP_INSTANCES=1, one connection left, and 59 free. `flask pool check` tells of an instance too many."""
+    alone = plan(cpus=2, memory_mib=4096, max_connections=73, instances=1)
+    for left in 1, 12, 58:
+        server = replace(SERVER, max_connections=73, **connected(web=left))
+        assert not budget.judge(alone, server, starting=True).problems
+        assert budget.judge(alone, server).holds is (left <= 12)
+
+
+@pytest.mark.sqlite
+def test_a_limit_of_a_database_is_for_its_own_pools() -> None:
+    """With SQLALCHEMY_BINDS half of the connections go to the other one."""
+    two = plan(cpus=2, memory_mib=4096, max_connections=100, instances=2, binds=1)  # 24 to each
+    assert budget.judge(two, replace(SERVER, database_limit=24)).holds
+    assert "48 > 46" in budget.judge(two, replace(SERVER, database_limit=23)).problems[0]
+    half = replace(SERVER, database_limit=24, **connected(web=24) | {"connected_database": 12})
+    assert budget.judge(two, half, starting=True).holds
+    assert budget.judge(two, replace(half, connected_database=13), starting=True).problems
 
 
 @pytest.mark.sqlite
@@ -86,6 +158,10 @@ def test_behind_a_pooler_the_servers_limits_are_the_poolers() -> None:
     pooled = plan(cpus=2, memory_mib=4096, max_connections=100, instances=500, pooler="pgbouncer")
     assert budget.judge(pooled, SERVER).holds
     assert budget.judge(pooled, replace(SERVER, max_connections=10)).problems
+    assert budget.judge(pooled, replace(SERVER, connected={"web": 90}, connected_role=90), starting=True).holds
+    verdict = budget.judge(pooled, replace(SERVER, role_limit=50))
+    assert not verdict.problems
+    assert "may open 87 connections, and 50 are usable; set DB_MAX_CONNECTIONS=63" in verdict.warnings[0]
 
 
 @pytest.mark.postgres
@@ -112,6 +188,8 @@ def test_the_live_server_is_asked(make_plain: Callable[..., Flask], postgres_url
     assert (asked.max_connections, asked.superuser_reserved, asked.role_limit) == (100, 3, 50)
     assert (asked.connected["web"], asked.connected["worker"]) == (1, 1)
     assert asked.connected_others >= len(another)
+    assert asked.connected_role == 2 + 1  # two here, and one in another database
+    assert asked.connected_database == 2 + 1  # two here, and the superuser
 
 
 @pytest.mark.postgres

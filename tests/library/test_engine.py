@@ -19,10 +19,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import flask_pooling
 from flask_pooling import SettingsError, engine, run
+from scripts import postgres
 from tests.library.conftest import engine_of, superuser
 from tests.library.plain import NAME, Elsewhere, Item, Settings, db
 from tests.library.test_run import messages
-from tests.serving import ROOT, environment
+from tests.serving import ROOT, environment, free_port
 
 MakePlain = Callable[..., Flask]
 PID = sa.text("select pg_backend_pid()")
@@ -62,6 +63,16 @@ class TestArguments:
         assert given["prepare_threshold"] is None
         assert "options" not in given
 
+    @pytest.mark.parametrize("process", ["web", "cli"])
+    def test_the_server_hears_the_same_limits(self, process: str) -> None:
+        """It would keep the connections of a dead host for hours. The URL's own word counts on both sides."""
+        assert (
+            "-c tcp_user_timeout=4000 -c tcp_keepalives_idle=3 -c tcp_keepalives_interval=1"
+            in self.of(process)["options"]
+        )
+        options = self.of(process, more="keepalives_idle=30&tcp_user_timeout=60000")["options"]
+        assert "-c tcp_user_timeout=60000 -c tcp_keepalives_idle=30 " in options
+
     def test_options_are_not_shared_between_engines(self) -> None:
         """SQLAlchemy changes connect_args in place."""
         first, second = self.of(), self.of()
@@ -83,6 +94,20 @@ def test_the_time_limits_reach_the_server(make_plain: MakePlain, pooler: str) ->
             show = sa.text(f"show {name}")
             assert (run(show)[0][0], db.session.scalar(show)) == (value, value)
             db.session.rollback()
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+def test_a_dead_host_leaves_no_connections(make_plain: MakePlain, tmp_path: Path) -> None:
+    """The server itself ends those whose other side is silent, within ten seconds, if it is across a network."""
+    names = ["tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout"]
+    columns = ", ".join(f"current_setting('{name}')" for name in names)
+    settings = {"listen_addresses": "127.0.0.1", "port": str(free_port())}
+    with postgres.running(tmp_path / "data", "plain", settings=settings) as on_a_socket:
+        across = on_a_socket.partition("?")[0].replace("@/", f"@127.0.0.1:{settings['port']}/")
+        for url, expected in (across, ("3", "1", "3", "4000")), (on_a_socket, ("0", "0", "0", "0")):
+            with engine_of(make_plain(DATABASE_URL=url)).connect() as connection:
+                assert connection.execute(sa.text(f"select {columns}")).one() == expected
 
 
 @pytest.mark.postgres

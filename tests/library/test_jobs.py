@@ -14,7 +14,7 @@ from flask import Flask
 from psycopg import sql
 
 from app import create_app
-from flask_pooling import SettingsError, budget, machine, plan
+from flask_pooling import SettingsError, machine, plan
 from tests.library.conftest import engine_of, load, superuser
 from tests.library.plain import NAME
 
@@ -147,7 +147,7 @@ def test_little_memory_is_enough_for_what_serves_no_requests(
 @on_postgres
 @pytest.mark.direct
 def test_check_counts_each_kind(make_plain: Callable[..., Flask], own_postgres: str) -> None:
-    """One more of a kind than the plan has is a problem that names the kind, though the server has connections left."""
+    """One more of a kind than the plan has is a warning that names the kind, though the server has connections left."""
     runner = make_plain(web=False, APP_JOBS=JOBS, DATABASE_URL=own_postgres).test_cli_runner()
     with open_connections(own_postgres, "beat", 1), open_connections(own_postgres, "worker", 8):
         result = runner.invoke(args=["pool", "check"])
@@ -157,20 +157,6 @@ def test_check_counts_each_kind(make_plain: Callable[..., Flask], own_postgres: 
             result = runner.invoke(args=["pool", "check"])
     assert result.exit_code == 1
     assert "connections of kind beat: 2 are open, and the plan has 1: more processes run than beat=1x1" in result.output
-
-
-def test_an_instance_too_many_does_not_start() -> None:
-    """When as many are connected as the plan has, one that starts would be one more."""
-    two = plan(cpus=2, memory_mib=4096, max_connections=100, instances=2)
-    server = budget.Server(
-        max_connections=100, superuser_reserved=3, role_reserved=0, role_limit=-1, database_limit=-1,
-        connected={"web": 12}, connected_others=0,
-    )  # fmt: skip
-    assert budget.judge(two, server, starting=True).holds
-    more = replace(server, connected={"web": 13})
-    assert budget.judge(two, more).holds
-    (problem,) = budget.judge(two, more, starting=True).problems
-    assert "connections of kind web: 13 are open, and the plan has 12 beside the instance that starts" in problem
 
 
 @pytest.fixture

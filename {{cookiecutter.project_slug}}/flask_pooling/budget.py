@@ -13,23 +13,40 @@ from flask_pooling.settings import Settings
 from flask_pooling.sizing import SUPERUSER_RESERVED, Plan, counted
 
 # One round trip, and nothing that an ordinary role may not read: of other roles' connections it sees little more than
-# that they belong to a database. reserved_connections exists since Postgres 16.
+# their role and their database. reserved_connections exists since Postgres 16. No limit but the server's holds a
+# superuser.
 FACTS = sa.text("""
+    with clients as (
+        select coalesce(application_name, '') as name, usename = current_user as of_role,
+               datname = current_database() as of_database
+        from pg_stat_activity
+        where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
+    )
     select current_setting('max_connections')::int as max_connections,
            current_setting('superuser_reserved_connections')::int as superuser_reserved,
            coalesce(current_setting('reserved_connections', true)::int, 0) as role_reserved,
-           (select rolconnlimit from pg_roles where rolname = current_user) as role_limit,
-           (select datconnlimit from pg_database where datname = current_database()) as database_limit,
+           case when rolsuper then -1 else rolconnlimit end as role_limit,
+           case when rolsuper then -1 else datconnlimit end as database_limit,
+           (select count(*) from clients where of_role) as connected_role,
+           (select count(*) from clients where of_database) as connected_database,
            (select coalesce(json_agg(json_build_array(name, may_be_ours, connections)), '[]') from (
-                select coalesce(application_name, '') as name, count(*)::int as connections,
-                       usename = current_user and (:with_binds or datname = current_database()) as may_be_ours
-                from pg_stat_activity
-                where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
-                group by 1, 3
+                select name, of_role and (:with_binds or of_database) as may_be_ours, count(*)::int as connections
+                from clients group by 1, 2
             ) as connected) as connected
+    from pg_roles, pg_database where rolname = current_user and datname = current_database()
 """)
 # What the server, or a pooler, says when it has no connection left.
 FULL = re.compile("too many clients|remaining connection slots|too many connections|no more connections allowed")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One of the server's, with whom it counts now. Several of the plan's databases may each have as much."""
+
+    name: str
+    connections: int
+    connected: int
+    databases: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +60,8 @@ class Server:
     database_limit: int
     connected: Mapping[str, int]  # by kind of process: web, a job's name, cli
     connected_others: int
+    connected_role: int  # of the role, in any database
+    connected_database: int  # of any role, in the database
 
     @property
     def kept(self) -> int:
@@ -53,6 +72,10 @@ class Server:
     def for_roles(self) -> int:
         """Connections for all ordinary roles together."""
         return self.max_connections - self.kept
+
+    @property
+    def connected_all(self) -> int:
+        return sum(self.connected.values()) + self.connected_others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,30 +129,45 @@ def is_full(message: str) -> bool:
 def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
     """Compare the plan with the server's limits, and with who is connected now.
 
-    :param starting: an instance is about to start, so its connections come on top of those that are open.
+    :param starting: an instance is about to start, so its connections come on top of those that are open. It is a
+        problem only where they cannot fit: what is open may be a rest of a host that has died.
     """
-    needed = plan.connections_peak + plan.connections_jobs
-    limits = {
-        f"max_connections {server.max_connections} - {server.kept} kept by the server"
-        f" - {plan.reserved} reserved": server.for_roles - plan.reserved,
-        "the role's connection limit": server.role_limit,
-        "the database's connection limit": server.database_limit,
-    }
-    binding = {name: limit for name, limit in limits.items() if limit >= 0 or "max_connections" in name}
-    usable = min(binding.values())
+    on_server = f"max_connections {server.max_connections} - {server.kept} kept by the server"
+    role = Limit("the role's connection limit", server.role_limit, server.connected_role)
+    database = Limit(
+        "the database's connection limit", server.database_limit, server.connected_database, 1 + plan.binds
+    )
+    open_to = [Limit(on_server, server.for_roles, server.connected_all)]
+    open_to += [limit for limit in (role, database) if limit.connections >= 0]
+    planned = {limit.name: limit.connections * limit.databases for limit in open_to[1:]}
+    planned |= {f"{on_server} - {plan.reserved} reserved": server.for_roles - plan.reserved}
+    usable = min(planned.values())
     problems, warnings = [], []
     if plan.pooler != "none":
-        # The server's connections are PgBouncer's. Whether its pool fits is for its own configuration to say.
+        # The server's connections are the poolers'. Whether their pools fit is for their own configuration to say.
+        opened = plan.connections_per_pooler * plan.poolers * (1 + plan.binds)
         if usable < 1:
             remedy = "raise max_connections, or lower DB_RESERVED_CONNECTIONS"
             problems.append(f"no connection is left for {plan.pooler}: {usable} usable; {remedy}")
+        elif opened > usable:
+            warnings.append(
+                f"{plan.pooler} with the plan's sizes may open {opened} connections, and {usable} are usable; set"
+                f" DB_MAX_CONNECTIONS={usable + SUPERUSER_RESERVED + plan.reserved}"
+            )
     else:
+        needed, starts = plan.connections_peak + plan.connections_jobs, plan.connections_per_instance
         for_jobs = f" + {plan.connections_jobs} for jobs" if plan.jobs else ""
         problems = [
             f"{plan.factors}{for_jobs} = {needed} > {limit} ({name}); raise that limit, or set"
             f" DB_MAX_CONNECTIONS={max(1, limit + SUPERUSER_RESERVED + plan.reserved)} to plan with it"
-            for name, limit in binding.items()
+            for name, limit in planned.items()
             if needed > limit
+        ]
+        problems += [
+            f"{counted(limit.connected, 'connection')} of {limit.connections} are open ({limit.name}), and this"
+            f" instance may open {starts // limit.databases}; close some, or raise that limit"
+            for limit in open_to
+            if starting and not problems and limit.connected + starts // limit.databases > limit.connections
         ]
         if not problems and needed + server.connected_others > server.for_roles:
             warnings.append(
@@ -137,7 +175,7 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
                 f" reserved: {needed} + {server.connected_others} > {server.for_roles}; close some, or raise"
                 " DB_RESERVED_CONNECTIONS"
             )
-        problems += _more_than_planned(plan, server, plan.connections_per_instance if starting else 0)
+        warnings += _more_than_planned(plan, server, starts if starting else 0)
     return Verdict(
         server=server,
         peak=plan.connections_peak,

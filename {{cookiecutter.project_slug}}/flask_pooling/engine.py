@@ -32,7 +32,13 @@ SQLITE_BUSY_SECONDS = 5
 # (tcp_user_timeout), waiting for an answer (keepalives), or being opened (connect_timeout). Each covers one case only.
 TCP_USER_TIMEOUT_MS = 4000
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 3, "keepalives_interval": 1, "keepalives_count": 3}
-# How soon the server notices that the client of a running statement has gone (Postgres 14 and newer).
+# The server has to notice a vanished client as well: each connection of a dead host that it keeps is one less for the
+# instance that takes that host's place. Its defaults keep them for two hours. What is said of the client's side, in the
+# URL as well, is said to the server; on a Unix socket neither has a use for it. And this is how soon it notices that
+# the client of a running statement has gone (Postgres 14 and newer).
+SERVER_SIDE = {"tcp_user_timeout": "tcp_user_timeout"} | {
+    f"tcp_{name}": name for name in KEEPALIVES if name != "keepalives"
+}
 CLIENT_CONNECTION_CHECK_MS = 1000
 LONGEST_APPLICATION_NAME = 63  # Postgres cuts it there
 
@@ -109,7 +115,6 @@ def engine_options(
 
 def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str, Any]:
     said = urls.said(url)
-    limits = _time_limits(settings, process) | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
     arguments: dict[str, Any] = {
         "client_encoding": "utf8",  # a database in SQL_ASCII would make psycopg answer in bytes
         "connect_timeout": settings.db_connect_timeout,
@@ -128,6 +133,8 @@ def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str,
         return arguments
     if process == WEB and (problems := [*urls.limits_in_options(said.get("options", ""), "PGOPTIONS")]):
         raise SettingsError(problems)
+    limits = _time_limits(settings, process) | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
+    limits |= {server_side: arguments[name] for server_side, name in SERVER_SIDE.items()}
     ours = " ".join(f"-c {name}={value}" for name, value in limits.items())
     arguments["options"] = f"{ours} {said.get('options', '')}".strip()  # the last word counts
     return arguments
