@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,7 +16,7 @@ from flask_pooling.budget import Server
 from flask_pooling.sizing import Job, plan
 from tests.library.conftest import engine_of, start, superuser
 from tests.library.plain import NAME
-from tests.serving import command, free_port
+from tests.serving import call, command, free_port, serving, wait_until
 
 PLAN = plan(cpus=2, memory_mib=4096, max_connections=100, instances=2)  # 24 of 87
 SERVER = Server(
@@ -201,6 +202,26 @@ def test_a_plan_that_the_server_cannot_hold_stops_the_start(environ: dict[str, s
     assert "the plan does not fit the database" in done.stderr
     assert "> 87 (max_connections 100" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+@pytest.mark.usefixtures("environ")
+@pytest.mark.parametrize(("planned_with", "expected"), [(1000, "ERROR.*the plan does not fit.*> 87"), (100, "fits")])
+def test_a_database_that_is_away_at_the_start_is_asked_later(
+    own_postgres: str, tmp_path: Path, planned_with: int, expected: str
+) -> None:
+    """The service starts and warns. When the database is back, a plan that does not fit it is an error in the log."""
+    sockets = make_url(own_postgres).query["host"]
+    url = own_postgres.replace(str(sockets), str(tmp_path / "later"))
+    numbers = {"DB_MAX_CONNECTIONS": planned_with, "APP_INSTANCES": planned_with // 20, "DATABASE_URL": url}
+    with serving(tmp_path / "log", **numbers) as server:
+        assert "the database cannot be asked whether the plan fits" in server.log.read_text()
+        (tmp_path / "later").symlink_to(str(sockets))
+        wait_until(lambda: "the database is back" in server.log.read_text())
+        (line,) = [line for line in server.log.read_text().splitlines() if "is back" in line]
+        assert re.search(expected, line), line
+        assert call(server.port, "GET", "/readyz")[0] == 200
 
 
 @pytest.mark.postgres

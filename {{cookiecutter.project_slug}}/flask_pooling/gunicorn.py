@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 ENDED = re.compile("Worker .* was sent SIG(INT|QUIT)")
 LAST_WORDS_SECONDS = 0.5
+ASK_AGAIN_SECONDS = 2
 DRAIN_SECONDS = 5  # WEB_GRACEFUL_TIMEOUT begins after it
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Linux's, made for this
 # The signals that would start more workers beside those that run, each with its pool.
@@ -67,6 +68,7 @@ class Hooks:
         self.settings, self.url, self.fixed, self.reload = settings, url, fixed, reload
         self.sockets_are_inherited = "LISTEN_FDS" in os.environ  # systemd's; gunicorn takes the variable out
         self.listener: socket.socket | None = None
+        self.database_was_away = False  # at the start
         self.slots: set[int] = set()
         self.folder: Path | None = None
         try:
@@ -165,6 +167,8 @@ class Hooks:
                 self.listener, extensions["flask_pooling"].probe_app if "flask_pooling" in extensions else worker.wsgi
             )
         worker.wsgi = middleware.Watched(worker.wsgi)  # what gunicorn calls for each request
+        if self.database_was_away and worker.slot == 1:  # one of them is enough
+            threading.Thread(target=self._ask_again, args=(self.url,), name="budget", daemon=True).start()
 
     def worker_exit(self, server: Any, worker: Any) -> None:
         """A worker that ends at max_requests, or at a stop, gives its requests WEB_GRACEFUL_TIMEOUT. Python would wait
@@ -221,7 +225,8 @@ class Hooks:
             if budget.is_full(reason) and mode == "enforce":
                 sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
             # It may come up later, and readiness stays red until it does. This proves nothing about the plan.
-            server.log.warning("the database cannot be asked whether the plan fits: %s", reason)
+            server.log.warning("the database cannot be asked whether the plan fits: %s; it is asked again", reason)
+            self.database_was_away = True
             return
         for warning in verdict.warnings:
             server.log.warning("%s", warning)
@@ -229,6 +234,18 @@ class Hooks:
             sys.exit("\n".join(("the plan does not fit the database:", *verdict.problems)))
         for problem in verdict.problems:
             server.log.warning("%s", problem)
+
+
+    def _ask_again(self, url: URL) -> None:
+        """Until the database is back. Then a plan that does not fit is an error in the log, since what serves is not
+        ended."""
+        while True:
+            time.sleep(ASK_AGAIN_SECONDS)
+            with contextlib.suppress(SQLAlchemyError):
+                verdict = budget.judge(self.settings.plan, budget.ask(self.settings, url))
+                break
+        level = logging.ERROR if verdict.problems else logging.WARNING if verdict.warnings else logging.INFO
+        log.log(level, "the database is back: %s", "; ".join((verdict.words, *verdict.problems, *verdict.warnings)))
 
 
 def end_workers_that_only_start() -> None:
