@@ -307,36 +307,3 @@ def test_prod_as_root_where_nobody_else_may_look(installed: Path, tmp_path: Path
         if elsewhere.is_relative_to("/var/tmp"):  # noqa: S108
             shutil.rmtree(elsewhere, ignore_errors=True)
             elsewhere.with_name(f"{elsewhere.name}.log").unlink(missing_ok=True)
-
-
-LOG_A_WARNING = """
-import logging.config
-from app.config import Environment
-from app.logs import config_for
-logging.config.dictConfig(config_for(Environment.DEVELOPMENT))
-logging.warning("mind this")
-"""
-
-
-@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
-def test_colour_where_it_is_a_terminal(installed: Path, no_color: str, coloured: bool):
-    """And not where the user has said that there should be none (https://no-color.org)."""
-    ours, theirs = os.openpty()
-    words = [installed / ".venv/bin/python", "-c", LOG_A_WARNING]
-    try:
-        subprocess.run(words, cwd=installed, env=CLEAN | {"NO_COLOR": no_color}, stderr=theirs, timeout=30, check=True)
-        text = os.read(ours, 4096)
-    finally:
-        os.close(theirs)
-        os.close(ours)
-    assert b"mind this" in text
-    assert (b"\033[33m" in text) is coloured
-
-
-def test_no_colour_where_it_is_a_file(installed: Path):
-    shown = subprocess.run(
-        [installed / ".venv/bin/python", "-c", LOG_A_WARNING],
-        cwd=installed, env=CLEAN, capture_output=True, timeout=30, check=True,
-    )  # fmt: skip
-    assert b"mind this" in shown.stderr
-    assert b"\033" not in shown.stderr

@@ -1,11 +1,13 @@
 """What the manuals of Flask, SQLAlchemy, Alembic, pydantic and gunicorn say, done in a project: it works here, too."""
 
 import contextlib
+import json
 import os
 import pwd
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -356,3 +358,135 @@ with create_app().app_context():
 """
     (copy / "script.py").write_text(script)
     assert run("APP_ENV=testing .venv/bin/python script.py", copy).stdout == "True\nFalse\n"
+
+
+# --- what anybody may send -------------------------------------------------------------------------------------------
+
+
+def head_of(address: str, path: str, *lines: str) -> str:
+    """The head of an answer to a request with these header lines, as they are."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall("\r\n".join((f"GET {path} HTTP/1.1", *lines, "Connection: close", "", "")).encode("latin-1"))
+        return b"".join(iter(lambda: client.recv(65536), b"")).decode()
+
+
+FORGED_PREFIXES = (
+    "//evil.example", "///evil.example", "@evil.example", "/@evil.example", "/\\evil.example", "\\evil.example",
+    "https://evil.example", "javascript:alert(1)", "/..", "/svc/../..", "/./", "/.", "/a//b", "/%2f/evil.example",
+    "/\tevil.example", "/a b", "/<script>", '"//evil.example"', '"/\\"', "/a, //evil.example", "evil.example",
+    "/é", "/a?b", "/a#b",
+)  # fmt: skip
+ABSOLUTE = """    from flask import request, url_for
+
+    @app.get("/where/")
+    def where():
+        return f"{request.root_url} {request.remote_addr} {url_for('notes.page', _external=True)}"
+
+"""
+
+
+def test_headers_that_anybody_may_send(copy: Path, server: str):
+    """They lead nowhere else: neither the links nor the redirects, and gunicorn believes none of its own."""
+    add(copy / "app" / "__init__.py", ABSOLUTE, before=END_OF_FACTORY)
+    settings = production(server, WEB_TRUSTED_PROXIES="1", WEB_TRUSTED_HOSTS="notes.example.org,.example.net")
+    with served(GUNICORN, copy, free_port(), signal.SIGTERM, **settings) as address:
+        for prefix in FORGED_PREFIXES:
+            head = head_of(address, "/where/", "Host: notes.example.org", f"X-Forwarded-Prefix: {prefix}")
+            body = "http://notes.example.org/ 127.0.0.1 http://notes.example.org/api/notes"
+            assert head.startswith("HTTP/1.1 400") or head.endswith(body), (prefix, head)
+            assert "evil" not in head_of(address, "/where", "Host: notes.example.org", f"X-Forwarded-Prefix: {prefix}")
+        for sent, seen in {
+            "X-Forwarded-Prefix: /svc": "http://notes.example.org/svc/ 127.0.0.1",
+            "X-Forwarded-Prefix: /a/b.c-d_e~f/": "http://notes.example.org/a/b.c-d_e~f/ 127.0.0.1",
+            "X-Forwarded-Proto: https": "https://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-Proto: javascript": "http://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-Host: evil.example": "http://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-Port: 666": "http://notes.example.org/ 127.0.0.1",
+            "Forwarded: for=6.6.6.6;host=evil.example;proto=https": "http://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-For: 6.6.6.6, 9.9.9.9": "http://notes.example.org/ 9.9.9.9",
+            "X-Forwarded-For: 9.9.9.9:5678": "http://notes.example.org/ 9.9.9.9",
+            "X-Forwarded-For: [2001:db8::1]:5678": "http://notes.example.org/ 2001:db8::1",
+            "X-Forwarded-For: 2001:db8::1": "http://notes.example.org/ 2001:db8::1",
+            "X-Forwarded-For: <script>": "http://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-For: unknown": "http://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-For: fe80::1%<b>": "http://notes.example.org/ 127.0.0.1",
+            "Script-Name: //evil.example": "http://notes.example.org/ 127.0.0.1",
+            "SCRIPT_NAME: //evil.example": "http://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-Ssl: on": "http://notes.example.org/ 127.0.0.1",
+            "X-Forwarded-Protocol: ssl": "http://notes.example.org/ 127.0.0.1",
+            "X-Original-URL: /elsewhere": "http://notes.example.org/ 127.0.0.1",
+            "X-HTTP-Method-Override: DELETE": "http://notes.example.org/ 127.0.0.1",
+        }.items():
+            head = head_of(address, "/where/", "Host: notes.example.org", sent)
+            assert head.partition("\r\n\r\n")[2].startswith(seen + " "), (sent, head)
+        for host in ("evil.example", "example.org", "notes.example.org.evil.example", "127.0.0.1", "[::1]", "@", ""):
+            assert head_of(address, "/where/", f"Host: {host}").startswith("HTTP/1.1 400"), host
+            for probe in ("/livez", "/readyz"):
+                assert head_of(address, probe, f"Host: {host}").startswith("HTTP/1.1 200"), host
+        for host in ("notes.example.org:8000", "example.net", "a.b.example.net"):
+            assert head_of(address, "/where/", f"Host: {host}").startswith("HTTP/1.1 200"), host
+
+
+LOG_IN = """    from flask import session
+
+    @app.get("/in")
+    def log_in():
+        session["who"] = 1
+        return ""
+
+"""
+
+
+def test_a_secure_cookie_over_http_is_said(copy: Path, server: str):
+    """Once: the first deploy is often plain HTTP, where browsers drop the cookie and no login lasts."""
+    add(copy / "app" / "__init__.py", LOG_IN, before=END_OF_FACTORY)
+    port = free_port()
+    log, settings = copy.parent / f"{port}.log", production(server, WEB_TRUSTED_PROXIES="1", WEB_CONCURRENCY="1")
+    with served(GUNICORN, copy, port, signal.SIGTERM, **settings) as address:
+        ask(address, "/livez")
+        assert "Secure" in head_of(address, "/in", "Host: x", "X-Forwarded-Proto: https")
+        assert "came by HTTP" not in log.read_text()
+        for _ in range(2):
+            assert "Secure" in head_of(address, "/in", "Host: x")
+        assert log.read_text().count("came by HTTP") == 1
+
+
+JOB = """
+import logging
+import warnings
+from app import create_app
+app = create_app()
+logging.getLogger("job").info("begins")
+logging.getLogger("job").debug("a detail")
+app.logger.warning("mind this")
+warnings.warn("an old function", stacklevel=1)
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.exception("failed")
+"""
+
+
+def test_every_process_logs_alike(copy: Path, server: str):
+    """A job, a command, and gunicorn's own access log, which is off unless it is asked for: one JSON object a line."""
+    (copy / "job.py").write_text(JOB)
+    add(copy / "wsgi.py", "\n\n@app.cli.command('tidy')\ndef tidy():\n    import job\n")
+    both, (few, every) = {}, ({"LOG_LEVEL": "warning"}, {"LOG_LEVEL": "DEBUG"})
+    for command in (".venv/bin/python job.py", ".venv/bin/flask tidy"):
+        for more, expected in (
+            (both, ["begins", "mind this", "an old function", "failed"]),
+            (few, ["mind this", "an old function", "failed"]),
+            (every, ["begins", "a detail", "mind this", "an old function", "failed"]),
+        ):
+            done = run(command, copy, **production(server), **more)
+            entries = [json.loads(line) for line in done.stdout.splitlines()]
+            said = [entry["message"] for entry in entries if entry["name"] in {"job", "app", "py.warnings", "root"}]
+            assert len(said) == len(expected), done.stdout
+            assert all(text in line for text, line in zip(expected, said, strict=True)), said
+            assert "ZeroDivisionError" in entries[-1]["exc_info"]
+    port = free_port()
+    with served(f"{GUNICORN} --access-logfile -", copy, port, signal.SIGTERM, **production(server)) as address:
+        ask(address, "/api/notes")
+    entries = [json.loads(line) for line in (copy.parent / f"{port}.log").read_text().splitlines()]
+    assert [entry for entry in entries if "GET /api/notes HTTP/1.1" in entry["message"]]

@@ -4,13 +4,14 @@
 would not follow. The variables in `fixed` change both.
 """
 
+import logging
 import sys
 from typing import Any
 
 from gunicorn import glogging
 
 from app.config import Environment, Settings
-from app.logs import config_for
+from app.logs import dict_config
 from flask_pooling import PlanError, SettingsError
 from flask_pooling.gunicorn import Hooks, shared_memory
 from flask_pooling.reload import or_error
@@ -24,10 +25,16 @@ except (SettingsError, PlanError) as _error:
 wsgi_app = "app:create_app(web=True)"
 proc_name = _settings.service_name
 bind = _settings.bind
-logconfig_dict = config_for(_settings.app_env)
+logconfig_dict = dict_config(_settings)
 
 
 class _Logger(glogging.Logger):
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        for handler in self.access_log.handlers:  # of --access-logfile
+            handler.setFormatter(logging.root.handlers[0].formatter)
+            handler.addFilter(logging.root.handlers[0].filters[0])
+
     def access(self, *of_a_request: Any) -> None:
         """app/middleware.py logs requests. gunicorn would put a line of its own together for each, and drop it."""
         if self.cfg.accesslog:

@@ -17,7 +17,7 @@ def create_app(settings: Settings | None = None, *, web: bool = False, job: str 
     :raises SettingsError: the settings cannot be used.
     """
     # Imported here, so that gunicorn.conf.py can import app.config alone.
-    from app import errors, home, middleware, models, notes
+    from app import errors, home, logs, middleware, models, notes
     from app.extensions import db, migrate
 
     settings = settings or Settings.load()
@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None, *, web: bool = False, job: str 
     app = Flask(__name__)
     app.config.from_mapping(config.for_flask(settings, process))
     app.extensions["settings"] = settings
+    logs.init_app(settings)
 
     db.init_app(app)
     migrate.init_app(app, db)

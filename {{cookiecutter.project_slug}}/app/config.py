@@ -4,14 +4,15 @@ README.md has what each setting means. A setting of your own is one line in `Set
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import URL
 
@@ -39,6 +40,18 @@ class Environment(StrEnum):
         return self in {Environment.TESTING, Environment.DEVELOPMENT}
 
 
+def _words(value: Any) -> Any:
+    """Take `a,b`. A list in JSON is for the caller."""
+    is_list = isinstance(value, str) and not value.startswith("[")
+    return [word.strip() for word in value.split(",") if word.strip()] if is_list else value
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value):
+        raise ValueError(f"{value!r} is not a host name, such as notes.example.org, or .example.org with all below it")
+    return value.lower()
+
+
 class Settings(flask_pooling.Settings):
     """The service's settings. `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT` are in the library."""
 
@@ -48,10 +61,13 @@ class Settings(flask_pooling.Settings):
 
     app_env: Environment = Environment.PRODUCTION
     secret_key: SecretStr | None = None
+    secret_key_fallbacks: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = ()
     database_url: DatabaseUrl | None = None
     app_job: str | None = Field(None, pattern="^[a-z][a-z0-9_-]*$")
     app_instances: Whole = Field(defaults.INSTANCES, ge=1, le=262_143)
     db_max_connections: Whole = Field(defaults.MAX_CONNECTIONS, ge=1, le=262_143)
+    web_trusted_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_words)] = ()
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -96,6 +112,8 @@ def for_flask(settings: Settings, process: str) -> Mapping[str, Any]:
     secret = settings.secret_key
     return {
         "SECRET_KEY": secret.get_secret_value() if secret else "not-for-production",
+        "SECRET_KEY_FALLBACKS": [old.get_secret_value() for old in settings.secret_key_fallbacks],
+        "TRUSTED_HOSTS": list(settings.web_trusted_hosts) or None,
         "SESSION_COOKIE_SECURE": settings.in_production,
         "SESSION_COOKIE_SAMESITE": "Lax",
         "REMEMBER_COOKIE_SECURE": settings.in_production,  # Flask-Login's

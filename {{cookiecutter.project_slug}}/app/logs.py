@@ -2,23 +2,26 @@
 
 import fcntl
 import logging
-import os
-import re
-import sys
-from datetime import UTC, datetime
+import logging.config
 from typing import Any, TextIO
 from urllib.parse import quote
 
 from flask import has_request_context, request
-from pythonjsonlogger.json import JsonEncoder, JsonFormatter
+from pythonjsonlogger.json import JsonEncoder
 
-from app.config import Environment
+from app.config import Settings
 
 PLAIN = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(name)s %(process)d %(request_id)s %(message)s"
 
-COLOURS = {"WARNING": 33, "ERROR": 31, "CRITICAL": 31}
-IN_COLOUR = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+ENCODER = JsonEncoder()
+
+
+def init_app(settings: Settings) -> None:
+    """Set logging up in a job or a command as gunicorn does it in a web worker, unless somebody has done so."""
+    if not logging.root.handlers:
+        logging.config.dictConfig(dict_config(settings))
+    logging.captureWarnings(True)  # the standard library's
 
 
 class RequestIdFilter(logging.Filter):
@@ -30,18 +33,9 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
-ENCODER = JsonEncoder()
-
-
-class JsonLines(JsonFormatter):
-    """For machines. The parent would make an encoder for each line, and have it write the time."""
-
-    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
-        super().add_fields(log_data, record, message_dict)
-        log_data["timestamp"] = datetime.fromtimestamp(record.created, UTC).isoformat()
-
-    def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
-        return ENCODER.encode(log_data)
+def is_not_werkzeugs_access_line(record: logging.LogRecord) -> bool:
+    """Leave out what `flask run` logs of each request, since app/middleware.py does."""
+    return " - - [" not in record.getMessage()
 
 
 class PlainFormatter(logging.Formatter):
@@ -49,26 +43,15 @@ class PlainFormatter(logging.Formatter):
     and what is not printable is shown as an escape."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if record.name == "werkzeug":  # the server of `flask run`, whose lines are made for a terminal
+            return record.getMessage()
         text = super().format(record)
         if record.name == "app.access":
             of = vars(record)
             path = quote(of["path"])
             text += f" {of['method']} {path} {of['status']} in {of['duration_ms']} ms from {of['remote_address']}"
         text = text.replace("\n", "\n    ")
-        text = "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
-        colour = COLOURS.get(record.levelname) if IN_COLOUR else None
-        return f"\033[{colour}m{text}\033[0m" if colour else text
-
-
-class NoiseFilter(logging.Filter):
-    """Leaves out what gunicorn says of its own doings each time it starts, reloads and stops."""
-
-    NOISE = re.compile(
-        "Starting|Listening|Using worker|Booting|Reloader is|Handling|Worker exiting|Worker .*SIG(INT|QUIT)"
-    )
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not self.NOISE.match(record.getMessage())
+        return "".join(each if each.isprintable() or each in "\n\t" else ascii(each)[1:-1] for each in text)
 
 
 class WholeLines(logging.StreamHandler[TextIO]):
@@ -86,24 +69,32 @@ class WholeLines(logging.StreamHandler[TextIO]):
             fcntl.lockf(self.stream, fcntl.LOCK_UN)
 
 
-def config_for(environment: Environment) -> dict[str, Any]:
-    """A `dictConfig` for this app and for gunicorn alike."""
-    plain = {"()": PlainFormatter, "fmt": PLAIN}
-    as_json = {"()": JsonLines, "fmt": JSON, "rename_fields": {"levelname": "level"}}
+def encode(entry: dict[str, Any], **_: Any) -> str:
+    """Write a line's JSON. With json.dumps, python-json-logger would make an encoder for each line."""
+    return ENCODER.encode(entry)
+
+
+def dict_config(settings: Settings) -> dict[str, Any]:
+    """Return the configuration for `logging.config.dictConfig`, the same for gunicorn and every other process."""
+    lines: dict[str, Any] = {"()": PlainFormatter, "fmt": PLAIN}
+    if not settings.app_env.is_local:
+        lines = {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": JSON,
+            "timestamp": True,
+            "rename_fields": {"levelname": "level"},
+            "json_serializer": encode,
+        }
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "filters": {"request_id": {"()": RequestIdFilter}, "noise": {"()": NoiseFilter}},
-        "formatters": {"line": as_json if not environment.is_local else plain},
-        "handlers": {"stderr": {"()": WholeLines, "formatter": "line", "filters": ["request_id"]}},
-        "root": {"level": "INFO", "handlers": ["stderr"]},
+        "filters": {"request_id": {"()": RequestIdFilter}, "once": {"()": lambda: is_not_werkzeugs_access_line}},
+        "formatters": {"lines": lines},
+        "handlers": {"stderr": {"()": WholeLines, "formatter": "lines", "filters": ["request_id"]}},
+        "root": {"level": settings.log_level, "handlers": ["stderr"]},
         "loggers": {
-            "gunicorn.error": {
-                "level": "INFO",
-                "propagate": True,
-                "handlers": [],
-                "filters": ["noise"] if environment.is_local else [],
-            },
+            "gunicorn.error": {"level": "INFO", "propagate": True, "handlers": []},
+            "werkzeug": {"filters": ["once"]},
             "alembic": {"level": "WARNING"},
         },
     }

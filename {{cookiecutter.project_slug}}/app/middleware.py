@@ -1,5 +1,7 @@
 """What is added to every request: its id, the security headers, the access line in the log."""
 
+import contextlib
+import ipaddress
 import logging
 import re
 import secrets
@@ -10,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+# `//host` and `/\host` are another host for a browser, and `..` leads elsewhere.
+PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+/?")
+# Platforms ask for these by the address of an instance, whatever WEB_TRUSTED_HOSTS says.
+PROBES = frozenset({"/livez", "/readyz"})
 
-# Pages may load what this service serves, and nothing else. A view that needs more sets the header itself, and wins.
+# Pages may load what this service serves, and nothing else: no inline script or style, no `onclick=`, no other host. A
+# page of an extension that needs more stays white or dead, and the browser's console says why. A view that sets the
+# header itself wins; docs/deploy.md shows how to relax it for one extension.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -27,23 +35,29 @@ log = logging.getLogger("app.access")
 
 
 def init_app(app: Flask) -> None:
-    app.wsgi_app = Middleware(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = Middleware(app)  # type: ignore[method-assign]
 
 
 class Middleware:
     """Around the app, and not hooks in it: a hook that fails, or that answers by itself, keeps others from running."""
 
-    def __init__(self, app: "WSGIApplication") -> None:
-        self.app = app
+    def __init__(self, app: Flask) -> None:
+        self.app, self.config = app.wsgi_app, app.config
+        self.has_warned = False
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         began = time.perf_counter()
+        undo_what_leads_elsewhere(environ)
+        if (trusted := self.config["TRUSTED_HOSTS"]) and environ.get("PATH_INFO") in PROBES:
+            environ["HTTP_HOST"] = trusted[0].lstrip(".")
         given = environ.get("HTTP_X_REQUEST_ID", "")
         # Only what is safe to repeat in a log and a header; anything else is replaced.
         environ["REQUEST_ID"] = request_id = given if VALID_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
         def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             there = {name.lower() for name, _ in headers}
+            if "set-cookie" in there and environ["wsgi.url_scheme"] == "http":
+                self.warn_of_lost_cookies(headers)
             ours = {**SECURITY_HEADERS, "X-Request-ID": request_id}
             headers = [*headers, *((name, value) for name, value in ours.items() if name.lower() not in there)]
             line = {
@@ -58,3 +72,34 @@ class Middleware:
             return start_response(status, headers, *error)
 
         return self.app(environ, answer)
+
+    def warn_of_lost_cookies(self, headers: list[tuple[str, str]]) -> None:
+        cookies = [value for name, value in headers if name.lower() == "set-cookie"]
+        if not self.has_warned and any("; secure" in cookie.lower() for cookie in cookies):
+            self.has_warned = True
+            log.warning(
+                "a cookie that is Secure was set on a request that came by HTTP: browsers drop it, so logins do not"
+                " last. Serve by HTTPS; where a proxy does, set WEB_TRUSTED_PROXIES"
+            )
+
+
+def undo_what_leads_elsewhere(environ: "WSGIEnvironment") -> None:
+    """Of what a proxy sent, keep a scheme, a plain path and an address. ProxyFix takes any text for each, and many
+    proxies pass on what the client sent."""
+    if before := environ.get("werkzeug.proxy_fix.orig"):
+        if environ["wsgi.url_scheme"] not in {"http", "https"}:
+            environ["wsgi.url_scheme"] = before["wsgi.url_scheme"]
+        if not PLAIN_PATH.fullmatch(environ.get("SCRIPT_NAME", "")):
+            environ["SCRIPT_NAME"] = before["SCRIPT_NAME"] or ""
+        environ["REMOTE_ADDR"] = address(environ["REMOTE_ADDR"]) or before["REMOTE_ADDR"]
+
+
+def address(text: str) -> str | None:
+    """Return the IP address in a word of X-Forwarded-For, without the port that Azure adds; None if it is none."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    with contextlib.suppress(ValueError):
+        return text if ipaddress.ip_address(text) and "%" not in text else None
+    return None

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 
 import pytest
-from flask import Flask, redirect, request, url_for
+from flask import Flask, request
 from flask.testing import FlaskClient
 
 from app import logs
-from app.config import Environment
+from app.config import Environment, Settings
 
 pytestmark = pytest.mark.sqlite  # no database in it: once is enough
 
@@ -56,17 +56,34 @@ def test_security_headers_are_on_every_answer(client: FlaskClient, path: str) ->
     assert "default-src 'self'" in headers["Content-Security-Policy"]
 
 
-@pytest.mark.parametrize(("proxies", "seen"), [(0, "http://localhost/"), (1, "https://localhost/svc/")])
-def test_forwarded_headers_count_only_behind_known_proxies(
-    make_app: Callable[..., Flask], proxies: int, seen: str
+TOLD = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/svc"}
+
+
+@pytest.mark.parametrize(
+    ("proxies", "sent", "seen"),
+    [
+        (0, TOLD, "http://localhost/ 127.0.0.1"),
+        (1, TOLD | {"X-Forwarded-For": "6.6.6.6, 9.9.9.9:5678"}, "https://localhost/svc/ 9.9.9.9"),
+        (1, {"X-Forwarded-Prefix": "//evil.example"}, "http://localhost/ 127.0.0.1"),
+        (1, {"X-Forwarded-Prefix": "@evil.example", "X-Forwarded-For": "unknown"}, "http://localhost/ 127.0.0.1"),
+        (1, {"X-Forwarded-Proto": "javascript"}, "http://localhost/ 127.0.0.1"),
+    ],
+)
+def test_of_a_proxy_only_what_leads_nowhere_else_is_believed(
+    make_app: Callable[..., Flask], proxies: int, sent: dict[str, str], seen: str
 ) -> None:
-    """Anybody can send X-Forwarded-*; they are believed only when told how many proxies set them. A host never is."""
+    """Anybody can send X-Forwarded-*; they count only where a proxy is known, and a host never does."""
     app = make_app(WEB_TRUSTED_PROXIES=proxies)
-    app.add_url_rule("/where", "where", lambda: request.root_url)
-    app.add_url_rule("/away", "away", lambda: redirect(url_for("home.home")))
-    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "evil.example", "X-Forwarded-Prefix": "/svc"}
-    assert app.test_client().get("/where", headers=forwarded).text == seen
-    assert app.test_client().get("/away", headers=forwarded).headers["Location"] == ("/svc/" if proxies else "/")
+    app.add_url_rule("/where", "where", lambda: f"{request.root_url} {request.remote_addr}")
+    assert app.test_client().get("/where", headers=sent).text == seen
+
+
+def test_only_trusted_hosts_are_served(make_app: Callable[..., Flask]) -> None:
+    """A link in an e-mail leads to no other host; whoever looks after instances asks by address."""
+    client = make_app(WEB_TRUSTED_HOSTS="notes.example.org").test_client()
+    for host, status in (("notes.example.org", 200), ("evil.example", 400)):
+        assert client.get("/", headers={"Host": host}).status_code == status
+    assert client.get("/livez", headers={"Host": "10.1.2.3"}).status_code == 200
 
 
 # --- logs ------------------------------------------------------------------------------------------------------------
@@ -77,7 +94,7 @@ def written(request: pytest.FixtureRequest) -> Iterator[Callable[[], list[str]]]
     """A function that returns the lines that are written with the logging of an environment."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    logging.config.dictConfig(logs.config_for(request.param))
+    logging.config.dictConfig(logs.dict_config(Settings.model_construct(app_env=request.param)))
     (handler,) = root.handlers
     assert isinstance(handler, logging.StreamHandler)
     stream = io.StringIO()
