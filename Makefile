@@ -20,7 +20,7 @@ LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
 # Postgres runs as nobody and could not enter it. So the tests have a folder of their own.
 PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
 
-.PHONY: help demo .port test bench chaos lint lock clean
+.PHONY: help demo .port .tools test bench chaos lint lock clean
 
 help: ## Print this
 	@echo "make TARGET, where TARGET is one of:"
@@ -35,10 +35,10 @@ demo: .port .demo/baked ## Make a project with the defaults and serve it on http
 .port:
 	@$(INSTALL) --ports 1
 
-test: .venv/.test .venv/.debian ## Test the template and the projects that it makes (ARGS="-k slug" for some of it)
-	@$(PYTEST) $(ARGS)
+test: .venv/.test .tools ## Test the template and the projects that it makes (ARGS="-k slug" for some of it)
+	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
-chaos: .venv/.test .venv/.debian ## Run the full load and failure tests on such a project, and print their table (about 40 minutes)
+chaos: .venv/.test .tools ## Run the full load and failure tests on such a project, and print their table (about 40 minutes)
 	@$(PYTEST) tests/chaos --long $(ARGS)
 
 bench: .venv/.bench ## Compare its speed with other ways, an hour on a quiet machine (ARGS="--rounds 1 --seconds 1")
@@ -83,11 +83,6 @@ clean: ## Remove .demo with its data, .venv and the caches
 	@$(INSTALL) tests/bench/requirements.txt "what the benchmark compares"
 	@touch $@
 
-# What the tests drive besides the wheel's Postgres: one with TLS, a pooler, the proxy, certificates, network namespaces,
-# a browser, and a load generator.
-DEBIAN := postgresql pgbouncer nginx redis-server systemd openssl iproute2 util-linux chromium prometheus wrk
-.venv/.debian: Makefile .venv/.test
-	@dpkg --status $(DEBIAN) >/dev/null 2>&1 || \
-		{ test "$$(id -u)" = 0 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; } || \
-		{ echo "The tests need Debian's packages; as root: apt-get install $(DEBIAN)" >&2; exit 1; }
-	@touch $@
+# What some tests need besides: a pooler, the proxy, a browser. The table is tests/needs.py.
+.tools: .venv/.test
+	@.venv/bin/python tests/needs.py

@@ -3,6 +3,7 @@
 The template is tested in a clean copy, so that neither a checkout's leftovers reach a bake nor a bake's the checkout.
 """
 
+import fcntl
 import os
 import shutil
 import signal
@@ -10,12 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from baking import ROOT, SCRATCH, Bake, Run
 from cookiecutter.main import cookiecutter
+from needs import NEEDS, PATH, missing, needed_by
 
+HERE = Path(__file__).parent
 # What is loaded from the template's copy must leave nothing there that would be baked.
 sys.dont_write_bytecode = True
 
@@ -27,31 +31,46 @@ hypothesis.settings.load_profile("patient")
 # The library's tests run inside a baked project: test_generated.py takes them there.
 collect_ignore = ["library"]
 
-# Network namespaces take root, and only root's Postgres runs as somebody else. As an ordinary user these are left out,
-# and it is said; .ci/run leaves nothing out.
-NEED_ROOT = ("test_vanish.py",)
-LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()  # the tests by what they lack
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # A shell ignores Ctrl-C in what it starts in the background, and all that is started from there would, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.addinivalue_line("markers", "root: is about what happens as root")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0 or "LEAVE_NOTHING_OUT" in os.environ:
+    if "LEAVE_NOTHING_OUT" in os.environ:
         return
-    left_out = [item for item in items if item.path.name in NEED_ROOT or item.get_closest_marker("root")]
-    config.stash[LEFT_OUT] = len(left_out)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    lacking, left_out = missing(), config.stash.setdefault(LEFT_OUT, {})
+    for item in items[:]:
+        test = f"{item.path.relative_to(HERE).as_posix()}::{item.name}"
+        if tools := needed_by(test, lacking):
+            items.remove(item)
+            config.hook.pytest_deselected(items=[item])
+            for tool in tools:
+                left_out.setdefault(tool, []).append(test)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # of pytest-xdist, whose workers collect the tests
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if count := config.stash.get(LEFT_OUT, 0):
-        where = f"{', '.join(NEED_ROOT)} and test_first_hour.py"
-        terminalreporter.write_line(f"left out, since they need root: {count} tests of {where}")
+    left_out = config.stash.get(LEFT_OUT, {})
+    if left_out:
+        terminalreporter.section("left out, since something is not here")
+    for tool, tests in left_out.items():
+        files = {test.partition("::")[0] for test in tests}
+        whole = files & {*NEEDS[tool].tests}
+        names = whole | {test.partition("[")[0] for test in tests if test.partition("::")[0] not in whole}
+        terminalreporter.write_line(f"{tool}: {len(tests)} tests, {', '.join(sorted(names))}. {NEEDS[tool].remedy}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -66,7 +85,7 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("COOKIECUTTER_CONFIG", str(settings))
         patch.setenv("GIT_CONFIG_GLOBAL", str(gitconfig))
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-        patch.setenv("PATH", f"{os.environ['PATH']}{os.pathsep}/usr/sbin")  # pgbouncer; an ordinary user has it not
+        patch.setenv("PATH", PATH)
         for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHONDONTWRITEBYTECODE"):
             patch.delenv(name, raising=False)
         yield
@@ -99,19 +118,37 @@ def project(bake: Bake) -> Path:
 
 @pytest.fixture(scope="session")
 def installed(bake: Bake, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project that the defaults bake after `make install`, in a folder with a space. It may be run, not changed."""
-    project = bake(into=tmp_path_factory.mktemp("in a folder"))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where uv is, which is faster
-    subprocess.run(["make", "install"], cwd=project, env=os.environ | {"PATH": path}, timeout=600, check=True)
-    return project
+    """The project that the defaults bake after `make install`, in a folder with a space. It may be run, not changed.
+
+    pytest-xdist's workers share one installation, and each has a project of its own: a service that one of them starts
+    is not in the way of another's.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    first, unused = shared / "in a folder" / "my_service", shared / "unused"
+    with (shared / "installed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not unused.exists():
+            first.parent.mkdir()
+            bake(into=first.parent)
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where uv is, which is faster
+            subprocess.run(["make", "install"], cwd=first, env=os.environ | {"PATH": path}, timeout=1200, check=True)
+            copy_of(first, unused)
+            return first
+    return copy_of(unused, tmp_path_factory.mktemp("in a folder") / "my_service")
+
+
+def copy_of(project: Path, into: Path) -> Path:
+    """Copy an installed project, which shares its .venv with the copy."""
+    shutil.copytree(project, into, ignore=shutil.ignore_patterns(".venv", "instance"))
+    (into / ".venv").symlink_to((project / ".venv").resolve())
+    return into
 
 
 @pytest.fixture
 def copy(installed: Path, tmp_path: Path) -> Path:
     """The installed project once more, to be changed."""
-    project = shutil.copytree(installed, tmp_path / "my_service", ignore=shutil.ignore_patterns(".venv", "instance"))
-    (project / ".venv").symlink_to(installed / ".venv")
-    return project
+    return copy_of(installed, tmp_path / "my_service")
 
 
 @pytest.fixture(scope="session")

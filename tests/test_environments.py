@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from baking import Run
+from needs import AS_NOBODY, READ_ONLY_SHARED_MEMORY, WITH_MOUNTS
 from serving import CLEAN, free_port, metrics_folders, postgres, run
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
@@ -129,7 +130,7 @@ def test_a_user_without_a_name_and_a_home(installed: Path, environ: dict[str, st
     """As on OpenShift. The database does not take it for anybody it knows, and is said to be missing."""
     port, log = free_port(), tmp_path / "log"
     more = {name: value for name, value in environ.items() if name not in {"HOME", "USER", "LOGNAME"}}
-    words = ["unshare", "--user", "--map-user=12345", "--map-group=12345", ".venv/bin/gunicorn"]
+    words = [*AS_NOBODY, ".venv/bin/gunicorn"]
     with serving(installed, log, words, more | {"PORT": str(port)}, ("127.0.0.1", port), path="/livez"):
         assert "http_request_seconds_count" in ask(("127.0.0.1", port + 1), "/metrics")
 
@@ -137,8 +138,7 @@ def test_a_user_without_a_name_and_a_home(installed: Path, environ: dict[str, st
 def test_shared_memory_that_cannot_be_written(installed: Path, environ: dict[str, str], tmp_path: Path):
     """As in a container whose filesystems are all read-only but /tmp."""
     port = free_port()
-    alone = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    words = [*alone, "sh", "-c", "mount -o remount,ro,bind /dev/shm && exec .venv/bin/gunicorn"]
+    words = [*WITH_MOUNTS, "sh", "-c", f"{' '.join(READ_ONLY_SHARED_MEMORY)} && exec .venv/bin/gunicorn"]
     before = set(SHARED_MEMORY.glob("metrics-*"))
     with serving(installed, tmp_path / "log", words, environ | {"PORT": str(port)}, ("127.0.0.1", port)):
         assert '"items"' in ask(("127.0.0.1", port), "/api/notes")

@@ -288,7 +288,6 @@ def test_flask_in_a_shell(installed: Path, command: str):
     assert "Traceback" not in said.stdout
 
 
-@pytest.mark.root
 def test_prod_as_root_where_nobody_else_may_look(installed: Path, tmp_path: Path):
     """It works below a folder that only root may enter, under umask 077, and changes the permissions of no folder."""
     home = tmp_path / "home"

@@ -250,7 +250,6 @@ def test_a_database_without_an_encoding(copy: Path, server: str):
         assert ask(address, "/api/notes", "POST", title="Zoë")[1]["title"] == "Zoë"
 
 
-@pytest.mark.root
 def test_workers_of_another_user(copy: Path, server: str):
     """`gunicorn --user`, started by root: the folder of the metrics is theirs, and they start."""
     log, nobody = copy.parent / "log", pwd.getpwnam("nobody").pw_uid

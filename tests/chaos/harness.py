@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import psycopg
+from needs import POSTGRES as DEBIAN_POSTGRES
 
 HERE = Path(__file__).parent
-DEBIAN_POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))  # with TLS
 ROLE = "app"
 DATABASE = "service"
 NO_CONNECTION_LEFT = re.compile("too many clients|remaining connection slots|too many connections")
