@@ -376,8 +376,9 @@ def test_a_restart_loses_no_request(installed: Path, database: str, tmp_path: Pa
 
 
 def test_an_instance_too_many(installed: Path, database: str, tmp_path: Path):
-    """Two are planned and hold all their connections. A third does not fit into the limit of the role. Made to start nevertheless, it gets
-    no more from the server than the plan leaves to the role. Nobody else notices, and migrations and checks work."""
+    """Two are planned and hold all their connections. A third does not fit into the limit of the role. Made to start
+    nevertheless, it gets no more from the server than the plan leaves to the role. Nobody else notices, and migrations
+    and checks work."""
     numbers = {"WEB_CONCURRENCY": 2, "WEB_THREADS": 4, "APP_INSTANCES": 2, "DB_MAX_CONNECTIONS": 100}
     peak = 2 * 2 * 4
     admin = database.replace("//app@", "//postgres@")
