@@ -57,6 +57,7 @@ lock: .venv/.test ## Pin the newest versions that requirements/*.in allow, here 
 	$(LOCK)
 	$(LOCK) requirements/bake.in -o requirements/bake.txt
 	$(LOCK) -c "$(PROJECT)/requirements/prod.txt" requirements/deploy.in -o requirements/deploy.txt
+	$(LOCK) -c "$(PROJECT)/requirements/prod.txt" requirements/blocks.in -o requirements/blocks.txt
 	$(LOCK) -c requirements/bake.txt -c "$(PROJECT)/requirements/dev.txt" requirements/test.in -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt -c "$(PROJECT)/requirements/dev.txt" tests/bench/requirements.in -o tests/bench/requirements.txt
 

@@ -17,6 +17,7 @@ BAKED = [
     ".github/workflows/image.yml",
     ".gitignore",
     ".pre-commit-config.yaml",
+    "AGENTS.md",
     "Dockerfile",
     "Makefile",
     "Procfile",

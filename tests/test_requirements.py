@@ -4,17 +4,19 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from baking import PROJECT, ROOT
 
 LOCKS = [
     ROOT / "requirements" / "bake.txt",
     ROOT / "requirements" / "test.txt",
     ROOT / "requirements" / "deploy.txt",
+    ROOT / "requirements" / "blocks.txt",
     ROOT / PROJECT / "requirements" / "prod.txt",
     ROOT / PROJECT / "requirements" / "dev.txt",
     ROOT / "tests" / "bench" / "requirements.txt",
 ]
-BAKE, TEST, DEPLOY, PROD, DEV, BENCH = LOCKS
+BAKE, TEST, DEPLOY, BLOCKS, PROD, DEV, BENCH = LOCKS
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -32,12 +34,26 @@ def test_pinned_with_hashes(lock: Path):
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_no_address_and_no_path(lock: Path):
-    """A lock file names no package index and no folder of the machine that made it, and says how it is made again."""
+    """A lock file names no package index and no folder of the machine that made it."""
     text = lock.read_text()
     assert "://" not in text
     assert not re.search(r"(^|\s)/\w", text)
-    assert "make lock" in text
-    assert ("{" + "{" in text) == (lock in {TEST, DEPLOY, BENCH})
+    assert ("{" + "{" in text) == (lock in {TEST, DEPLOY, BLOCKS, BENCH})
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_a_robot_can_renew_it(lock: Path):
+    """Its header has the options with which it was compiled. Dependabot takes them from there, in its ecosystem `uv`.
+    In `pip`, it would compile for one Python only."""
+    folder = ROOT / PROJECT if lock in {PROD, DEV} else ROOT
+    name = lock.relative_to(folder)
+    command = lock.read_text().splitlines()[1]
+    assert command.startswith("#    uv pip compile --universal --generate-hashes --python-version 3.11 ")
+    assert command.endswith(f" {name.with_suffix('.in')} -o {name}")
+    robot = yaml.safe_load((folder / ".github" / "dependabot.yml").read_text())
+    (uv,) = (update for update in robot["updates"] if update["package-ecosystem"] == "uv")
+    assert f"/{name.parent}" in uv.get("directories", [uv.get("directory")])
+    assert "pip" not in {update["package-ecosystem"] for update in robot["updates"]}
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)

@@ -5,22 +5,25 @@ import sys
 from pathlib import Path
 
 import pytest
-from baking import ROOT
+from baking import PROJECT, ROOT
 
 TOOLS = Path(sys.executable).parent
 CHECKS = [
     # (in the template or in what it bakes, the tool, what it reads)
     ("template", "ruff check", ""),
     ("template", "ruff format --check", ""),
-    ("template", "actionlint", ".github/workflows/test.yml"),
-    ("template", "zizmor --offline --quiet", ".github/workflows/test.yml"),
-    ("template", "check-jsonschema --builtin-schema vendor.github-workflows", ".github/workflows/test.yml"),
-    ("project", "actionlint", ".github/workflows/ci.yml"),
-    ("project", "zizmor --offline --quiet", ".github/workflows/ci.yml"),
-    ("project", "check-jsonschema --builtin-schema vendor.github-workflows", ".github/workflows/ci.yml"),
-    ("project", "actionlint", ".github/workflows/image.yml"),
-    ("project", "zizmor --offline --quiet", ".github/workflows/image.yml"),
-    ("project", "check-jsonschema --builtin-schema vendor.github-workflows", ".github/workflows/image.yml"),
+    *(
+        (where, tool, path.relative_to(folder).as_posix())
+        for where, folder in (("template", ROOT), ("project", ROOT / PROJECT))
+        for path in sorted(folder.glob(".github/workflows/*.yml"))
+        for tool in (
+            "actionlint",
+            "zizmor --offline --quiet",
+            "check-jsonschema --builtin-schema vendor.github-workflows",
+        )
+    ),
+    ("template", "zizmor --offline --quiet", ".github/dependabot.yml"),
+    ("template", "check-jsonschema --builtin-schema vendor.dependabot", ".github/dependabot.yml"),
     ("project", "zizmor --offline --quiet", ".github/dependabot.yml"),
     ("project", "check-jsonschema --builtin-schema vendor.dependabot", ".github/dependabot.yml"),
     ("project", "check-jsonschema --builtin-schema vendor.compose-spec", "compose.yaml"),
