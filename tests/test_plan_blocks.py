@@ -156,9 +156,9 @@ def environment(url: str, name: str) -> dict[str, str]:
     }
 
 
-def opens(url: str, folder: Path, command: list[Any], port: int, expected: int, **environ: str) -> int:
+def opens(url: str, folder: Path, command: list[Any], port: int, expected: int) -> int:
     name, log = folder.name[:40], folder / "log"
-    with running(command, folder, environment(url, name) | environ, log):
+    with running(command, folder, environment(url, name) | {"HOME": str(folder)}, log):
         wait_for(lambda: listens(port), log=log)
         return most_opened(url, name, port, expected)
 
