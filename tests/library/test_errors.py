@@ -4,10 +4,13 @@ from typing import Any
 
 import psycopg
 import pytest
-from flask import Flask
+import sqlalchemy as sa
+from flask import Flask, got_request_exception
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 
 import flask_pooling
+from tests.library.conftest import engine_of, superuser
+from tests.serving import wait_until
 
 
 def raising(error: DBAPIError) -> Any:
@@ -20,7 +23,7 @@ def raising(error: DBAPIError) -> Any:
 ERRORS = {
     "table": OperationalError("", {}, psycopg.errors.UndefinedTable()),
     "aborted": InternalError("", {}, psycopg.errors.InFailedSqlTransaction()),
-    "gone": OperationalError("", {}, psycopg.OperationalError()),
+    "gone": OperationalError(None, {}, psycopg.OperationalError()),
 }
 
 
@@ -41,3 +44,61 @@ def test_other_handlers_of_the_app_get_them(has_another: bool) -> None:
     answers = [app.test_client().get(f"/{name}") for name in ERRORS]
     assert [answer.status_code for answer in answers] == ([418, 418, 503] if has_another else [500, 500, 503])
     assert not has_another or [answer.text for answer in answers[:2]] == ["OperationalError", "InternalError"]
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+@pytest.mark.parametrize(
+    ("statements", "transient"),
+    [
+        (["set statement_timeout = 100", "select pg_sleep(10)"], False),
+        (["set idle_in_transaction_session_timeout = 100", "select 1", None, "select 1"], False),
+        ([sa.select(sa.literal(1)).where(sa.literal(1).in_(range(65_536)))], False),
+        (["select * from generate_series(1, 10000000) order by 1 desc"], False),  # past temp_file_limit
+        (["select pg_terminate_backend(pg_backend_pid())"], True),
+        (["set lock_timeout = 100", "lock table items"], True),
+    ],
+)
+def test_what_the_real_server_says(plain: Flask, statements: list[Any], transient: bool) -> None:
+    """What would be the same next time is the app's mistake, also where the connection is lost by it."""
+    engine = engine_of(plain)
+    with superuser(engine.url.render_as_string(hide_password=False)) as admin:
+        admin.execute(f"alter role {engine.url.username} set temp_file_limit = '1MB'")
+        admin.autocommit = False
+        admin.execute("lock table items")
+        try:
+            with pytest.raises(DBAPIError) as raised, engine.connect() as connection:
+                for statement in statements:
+                    if statement is None:
+                        wait_until(lambda: is_gone(admin, connection))
+                    else:
+                        connection.execute(sa.text(statement) if isinstance(statement, str) else statement)
+        finally:
+            admin.rollback()
+            admin.autocommit = True
+            admin.execute(f"alter role {engine.url.username} reset temp_file_limit")
+    assert flask_pooling.is_transient(raised.value) is transient, raised.value
+
+
+def is_gone(admin: "psycopg.Connection[Any]", connection: sa.Connection) -> bool:
+    driver: Any = connection.connection.dbapi_connection
+    row = admin.execute("select 1 from pg_stat_activity where pid = %s", [driver.info.backend_pid]).fetchone()
+    return row is None
+
+
+@pytest.mark.sqlite
+def test_an_outage_is_signalled_each_time_and_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """The log gets the first error with its traceback, and later one line with the number of those since."""
+    app, told = Flask(__name__), []
+    error = OperationalError(None, {}, psycopg.OperationalError("gone"))
+    with got_request_exception.connected_to(lambda sender, exception: told.append(exception), app), app.app_context():
+        for _ in range(10):
+            flask_pooling.report(error)
+        app.extensions["flask_pooling.errors"]["next"] = 0
+        flask_pooling.report(error)
+    assert told == [error] * 11
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+    assert [record.getMessage().partition("gone")[2] for record in caplog.records] == [
+        "", " (and 9 more since the last line)"
+    ]  # fmt: skip
+    assert all(record.exc_info for record in caplog.records)

@@ -4,21 +4,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from flask import Flask
 
-from flask_pooling import health
+from flask_pooling import health, metrics
+from flask_pooling.probes import PRIVATE
 from tests.library.conftest import engine_of
 from tests.serving import wait_until
 
 
 def timed(app: Flask, path: str) -> tuple[int, float, Any]:
     start = time.monotonic()
-    response = app.test_client().get(path)
+    response = app.test_client().get(path, environ_overrides={PRIVATE: True})
     return response.status_code, time.monotonic() - start, response.get_json()
 
 
@@ -85,6 +86,68 @@ def test_a_database_that_hangs_is_given_up_within_a_second(make_plain: Callable[
         let_go.set()
     app.extensions["flask_pooling"].prober._running.result(10)
     assert timed(app, "/readyz")[0] == 200
+
+
+@contextmanager
+def old_proof(app: Flask) -> Iterator[health.Prober]:
+    """No connection has come back for a while."""
+    prober: health.Prober = app.extensions["flask_pooling"].prober
+    prober._last_answer = float("-inf")
+    yield prober
+
+
+def test_nothing_is_asked_while_connections_come_back(plain: Flask) -> None:
+    """A connection that a request has just given back is proof enough; later a question is asked again."""
+    taken: list[object] = []
+    assert timed(plain, "/readyz")[0] == 200
+    sa.event.listen(engine_of(plain), "checkout", lambda *_: taken.append(1))
+    for _ in range(3):
+        assert timed(plain, "/readyz")[0] == 200
+    assert taken == []
+    with old_proof(plain):
+        assert timed(plain, "/readyz")[0] == 200
+    assert taken == [1]
+
+
+@pytest.mark.postgres
+def test_a_probe_takes_no_connection_that_a_request_could_need(plain: Flask) -> None:
+    """Where none is idle, it asks without one; and whoever waits for the one that it has is not counted as waiting."""
+    engine, waits = engine_of(plain), metrics.metrics().pool_wait._sum
+    assert timed(plain, "/readyz")[0] == 200
+    opened: list[object] = []
+    sa.event.listen(engine, "connect", lambda *_: opened.append(1))
+    with engine.connect(), old_proof(plain):  # one is open and in use, and the pool may open more
+        assert timed(plain, "/readyz")[0] == 200
+    assert opened == []
+    before, asked, go_on = waits.get(), threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        asked.set()
+        go_on.wait(10)
+
+    with ExitStack() as stack:
+        for _ in range(engine.pool.size() - 1):  # type: ignore[attr-defined]
+            stack.enter_context(engine.connect())
+        engine.connect().close()
+        sa.event.listen(engine, "before_cursor_execute", hang)
+        with old_proof(plain) as prober:
+            future = prober._ask()
+            assert asked.wait(10)
+            threading.Timer(0.2, go_on.set).start()
+            engine.connect().close()  # has to wait for the probe's
+        future.result(10)
+    assert waits.get() == before
+
+
+@pytest.mark.usefixtures("production")
+def test_in_production_anybody_may_ask_and_is_told_no_numbers(make_plain: Callable[..., Flask]) -> None:
+    """On the public port; on the port of the probes they are told."""
+    app = make_plain()
+    for environ, numbers in ({}, False), ({PRIVATE: True}, True):
+        for path in ("/livez", "/readyz"):
+            body = app.test_client().get(path, environ_overrides=environ).get_json()
+            assert ("pool" in body) is (numbers and path == "/readyz"), body
+            assert numbers or not any(isinstance(value, int | dict) for name, value in body.items() if name != "status")
 
 
 @contextmanager

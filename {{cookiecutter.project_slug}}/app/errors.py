@@ -1,15 +1,16 @@
-"""Errors as `application/problem+json` (RFC 9457). A browser gets Flask's own page, but for the database's 503.
+"""Errors as `application/problem+json` (RFC 9457). A browser gets Flask's page, but for 422 and the database's 503.
 
-A pool that stays full, a server that is gone or restarting, a statement that took too long: these are 503, since the
-same request may work in a moment. No view is run a second time. What nobody expected goes Flask's own
-way (its signal, its log, the debugger, `app.testing`), and ends as a problem document with status 500.
+A pool that stays full, a server that is gone or restarting, a lock that was held too long: these are 503, since the
+same request may work in a moment. No view is run a second time. Any other error goes Flask's own way (its signal, its
+log, the debugger, `app.testing`), and ends as a problem document with status 500: also a statement past
+DB_STATEMENT_TIMEOUT, which would be too slow the next time as well.
 """
 
-import logging
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from flask import Flask, Response, abort, jsonify, request
+from flask.json.provider import DefaultJSONProvider
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
@@ -21,10 +22,17 @@ import flask_pooling
 
 Model = TypeVar("Model", bound=BaseModel)
 
-log = logging.getLogger(__name__)
+
+class Json(DefaultJSONProvider):
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        try:
+            return super().loads(s, **kwargs)
+        except RecursionError as error:  # the client's fault, as is what is no JSON: 400
+            raise ValueError("nested too deeply") from error
 
 
 def init_app(app: Flask) -> None:
+    app.json = Json(app)
     app.register_error_handler(HTTPException, http_problem)
     app.register_error_handler(PoolTimeoutError, database_problem)
     for kind in (OperationalError, InterfaceError, InternalError):  # not IntegrityError and what else is the app's
@@ -46,7 +54,7 @@ def http_problem(error: HTTPException) -> ResponseReturnValue | HTTPException:
     if error.response is not None or error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return error  # a redirect, or a response made by hand
     if (unexpected := getattr(error, "original_exception", None)) and flask_pooling.is_transient(unexpected):
-        return database_problem(unexpected)  # raised outside of a view: in a hook, or where the session is loaded
+        return unavailable(unexpected)  # raised outside of a view, in a hook or the session; Flask has reported it
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return error
     headers = {name: value for name, value in error.get_headers(request.environ) if name != "Content-Type"}
@@ -71,7 +79,11 @@ def valid(model: type[Model], sent: Any) -> Model:
 def database_problem(error: Exception) -> ResponseReturnValue:
     if not flask_pooling.is_transient(error):
         return flask_pooling.next_handler(error, database_problem)
-    log.warning("the database did not serve this request: %s", getattr(error, "orig", error))
+    flask_pooling.report(error)
+    return unavailable(error)
+
+
+def unavailable(error: Exception) -> Response:
     # A client whose request may have written something is not told to send it again.
     headers = {} if flask_pooling.may_have_written() else {"Retry-After": "1"}
     return problem(503, flask_pooling.reason(error), headers)

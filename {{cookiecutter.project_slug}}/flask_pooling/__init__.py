@@ -11,7 +11,7 @@ gunicorn.conf.py takes its numbers from `settings.plan` and its hooks from `flas
 """
 
 from flask_pooling.engine import CLI, WEB, NullPool, QueuePool, engine_options
-from flask_pooling.errors import is_transient, may_have_written, next_handler, reason
+from flask_pooling.errors import is_transient, may_have_written, next_handler, reason, report
 from flask_pooling.extension import init_app
 from flask_pooling.settings import DatabaseUrl, Seconds, Settings, SettingsError, Whole
 from flask_pooling.sizing import Plan, PlanError, plan
@@ -21,5 +21,5 @@ from flask_pooling.watchdog import unlimited
 __all__ = [
     "CLI", "WEB", "DatabaseUrl", "NullPool", "Plan", "PlanError", "QueuePool", "Seconds", "Settings",
     "SettingsError", "Whole", "engine_options", "init_app", "is_transient", "may_have_written", "next_handler", "plan",
-    "reason", "run", "unlimited"
+    "reason", "report", "run", "unlimited"
 ]  # fmt: skip

@@ -1,30 +1,39 @@
-"""Which errors of the database may be gone in a moment, and whether the request may be sent again."""
+"""Tell the database's trouble, which may be gone in a moment, from the app's mistakes, and report it."""
 
+import logging
 import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from flask import current_app, g, has_request_context, request
+from flask import Flask, current_app, g, got_request_exception, has_request_context, request
 from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+log = logging.getLogger(__name__)
+
 READ_ONLY_SQL_TRANSACTION = "25006"
-# The beginnings of SQLSTATEs that may be gone in a moment: connection, conflict of transactions, resources, operator
-# (which has the timeouts), object in use, lock not available, system and I/O error. Anything else, as a row that is too
-# long for its index (54000), would be the same next time.
+# The beginnings of SQLSTATEs that may be gone in a moment: connection, conflict of transactions, resources, operator,
+# object in use, lock not available, system and I/O error. Anything else, as a row that is too long for its index
+# (54000), would be the same next time.
 TRANSIENT = ("08", "40", "53", "57", "55006", "55P03", "58000", "58030")
+# These would be the same next time as well: the limit of a temporary file, a statement past DB_STATEMENT_TIMEOUT, a
+# transaction that was left idle for as long, one past transaction_timeout. The server closes the connection for some.
+THE_APPS = frozenset({"53400", "57014", "25P03", "25P04"})
 SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# An outage fails every request. The log gets one line of it in so many seconds.
+LOG_EVERY_SECONDS = 5
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether it was the database's state and not the statement: a pool that stayed full, a server that is gone or
-    restarting, a statement or a lock that took too long."""
+    """Return whether it was the database's state and not the statement: a pool that stayed full, a server that is gone
+    or restarting, a lock that was held too long."""
     if isinstance(error, PoolTimeoutError):
         return True
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, DBAPIError) or (sqlstate := getattr(error.orig, "sqlstate", None)) in THE_APPS:
         return False
     if error.connection_invalidated:
         return True
@@ -32,13 +41,29 @@ def is_transient(error: Exception) -> bool:
         return getattr(error.orig, "sqlite_errorcode", None) in SQLITE_BUSY
     if not isinstance(error.orig, psycopg.OperationalError):
         return False
-    # None: it was not the server who said it, but libpq, which got no connection or no answer.
-    return error.orig.sqlstate is None or error.orig.sqlstate.startswith(TRANSIENT)
+    # Without an SQLSTATE it was libpq that failed, and not the server. If there was a statement, there was a
+    # connection, and it is not lost: libpq refused the statement, as it does with 65,536 parameters.
+    return error.statement is None if sqlstate is None else sqlstate.startswith(TRANSIENT)
+
+
+def report(error: Exception) -> None:
+    """Report a trouble of the database to `got_request_exception`, where error trackers listen, and to the log: the
+    first one, and then one in LOG_EVERY_SECONDS, with the number of those that were left out."""
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # as Flask does it for its signals
+    got_request_exception.send(app, _async_wrapper=app.ensure_sync, exception=error)
+    seen, now = app.extensions.setdefault("flask_pooling.errors", {"next": 0.0, "left_out": 0}), time.monotonic()
+    if now < seen["next"]:
+        seen["left_out"] += 1
+        return
+    left_out = f" (and {seen['left_out']} more since the last line)" if seen["left_out"] else ""
+    seen.update(next=now + LOG_EVERY_SECONDS, left_out=0)
+    reason = getattr(error, "orig", error)
+    log.error("the database did not serve this request: %s%s", reason, left_out, exc_info=error)
 
 
 def next_handler(error: Exception, ours: Callable[..., Any]) -> ResponseReturnValue:
-    """Flask chose our handler, since it is for the nearest class. If the app has one for a wider class, call that; else
-    raise the error again."""
+    """Call the app's handler for a wider class, if it has one; else raise the error again. Flask chose our handler,
+    since it is for the nearest class."""
     handlers = current_app.error_handler_spec[None][None]
     for kind in type(error).__mro__:
         if kind in handlers and handlers[kind] is not ours:
@@ -48,19 +73,19 @@ def next_handler(error: Exception, ours: Callable[..., Any]) -> ResponseReturnVa
 
 
 def reason(error: Exception) -> str:
-    """What a client may be told."""
+    """Return what a client may be told."""
     if getattr(getattr(error, "orig", None), "sqlstate", None) == READ_ONLY_SQL_TRANSACTION:
         return "The database is read-only at the moment: nothing was written, and reads are served."
     return "The database did not serve this request."
 
 
 def may_have_written() -> bool:
-    """Whether the current request may have changed something, so that nobody should be asked to send it again. It
-    cannot have if its method is safe, nor if it never got a connection."""
+    """Return whether the current request may have changed something, so that nobody should be asked to send it again.
+    It cannot have if its method is safe, nor if it never got a connection."""
     return request.method not in SAFE_METHODS and bool(g.get("pooling_connected"))
 
 
 def note_a_connection() -> None:
-    """The current request, if there is one, has had a connection."""
+    """Note that the current request, if there is one, has had a connection."""
     if has_request_context():
         g.pooling_connected = True

@@ -1,8 +1,9 @@
 """Liveness and readiness.
 
 Liveness never touches the database: a blip there must not restart every instance. Readiness does, and answers within a
-second whatever happens to it: it never queues behind a full pool, and a server that hangs is given up on. A worker all
-of whose threads hang (watchdog.py) is neither alive nor ready.
+second whatever happens to it. It asks nothing while connections keep coming back from requests, borrows one only where
+one is idle, and gives up on a server that hangs. A worker all of whose threads hang (watchdog.py) is neither alive nor
+ready.
 """
 
 import socket
@@ -21,8 +22,8 @@ from sqlalchemy.pool import QueuePool
 from flask_pooling import metrics, watchdog
 
 ANSWER_WITHIN_SECONDS = 0.8
-# A full pool is proof enough of a living database while its connections keep coming back.
-PROOF_SECONDS = 0.2
+# A connection that came back within so many seconds is proof enough of a living database.
+PROOF_SECONDS = 1.0
 # PostgreSQL's SSLRequest message. A server, or a pooler, answers it with one byte, before any login.
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
@@ -41,6 +42,7 @@ class Prober:
         self._last_answer = float("-inf")
         self._server: tuple[str, int] | None = None  # where a connection led to
         sa.event.listen(engine, "checkin", self._checked_in)
+        sa.event.listen(engine, "invalidate", self._invalidated)
         if engine.dialect.name == "postgresql":
             sa.event.listen(engine, "connect", self._connected)
 
@@ -51,22 +53,31 @@ class Prober:
         if connection is not None:  # None: it was invalidated
             self._last_answer = time.monotonic()
 
+    def _invalidated(self, *_: object) -> None:
+        self._last_answer = float("-inf")
+
+    def has_answered(self) -> bool:
+        return time.monotonic() - self._last_answer < PROOF_SECONDS
+
     def problem(self) -> str | None:
-        """What is wrong, or None."""
-        if self.pool_is_full():
-            moving = time.monotonic() - self._last_answer < PROOF_SECONDS
-            return None if moving or self._server_is_there() else "all connections are in use, and it does not answer"
+        """Return what is wrong, or None."""
+        if self.has_answered():
+            return None
+        if not self.may_borrow():
+            return None if self._server_is_there() else "all connections are in use, and it does not answer"
         try:
             self._ask().result(timeout=ANSWER_WITHIN_SECONDS)
         except TimeoutError:
-            return f"no answer within {ANSWER_WITHIN_SECONDS} seconds"
+            return None if self.has_answered() else f"no answer within {ANSWER_WITHIN_SECONDS} seconds"
         except sa.exc.SQLAlchemyError as error:
             return type(error).__name__
         return None
 
-    def pool_is_full(self) -> bool:
+    def may_borrow(self) -> bool:
+        """Return whether a connection is idle, or requests use none at all. A question under way has its own."""
         pool = self.engine.pool
-        return isinstance(pool, QueuePool) and pool.checkedout() >= metrics.most(pool)
+        asking = self._running is not None and not self._running.done()
+        return asking or not isinstance(pool, QueuePool) or pool.checkedin() > 0 or pool.checkedout() == 0
 
     def _server_is_there(self) -> bool:
         """Asked without becoming one of its connections, since the plan has none left for that."""
@@ -97,17 +108,21 @@ class Prober:
             return self._running
 
     def _answer(self, future: Future[None]) -> None:
+        pool, failure = self.engine.pool, None
+        if isinstance(pool, metrics.QueuePool):
+            pool.probe = threading.get_ident()
         try:
             with self.engine.connect() as connection:
                 connection.execute(sa.select(1))
         except BaseException as error:  # noqa: BLE001  # it is raised where the answer is awaited
-            future.set_exception(error)
-        else:
-            future.set_result(None)
+            failure = error
+        if isinstance(pool, metrics.QueuePool):
+            pool.probe = None
+        future.set_result(None) if failure is None else future.set_exception(failure)
 
 
 def pool_state(engine: Engine) -> dict[str, Any]:
-    """The pool of this worker, as it is now."""
+    """Return the pool of this worker, as it is now."""
     pool = engine.pool
     state: dict[str, Any] = {"class": type(pool).__name__}
     if isinstance(pool, QueuePool):
@@ -123,12 +138,12 @@ def livez() -> Response:
 @bp.get("/readyz")
 def readyz() -> Response:
     prober: Prober = current_app.extensions["flask_pooling"].prober
-    pool = pool_state(prober.engine)
+    numbers = {} if metrics.is_public() else {"pool": pool_state(prober.engine)}
     if watchdog.is_hung():
-        return not_well(HUNG, pool=pool)
+        return not_well(HUNG, **numbers)
     if problem := prober.problem():
-        return not_well(f"The database is not ready: {problem}.", pool=pool)
-    return jsonify(status="ready", pool=pool)
+        return not_well(f"The database is not ready: {problem}.", **numbers)
+    return jsonify(status="ready", **numbers)
 
 
 def not_well(detail: str, **members: Any) -> Response:

@@ -8,6 +8,7 @@ successor takes over (gunicorn.py numbers them).
 import functools
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,9 +131,13 @@ def registry() -> CollectorRegistry:
     return summed
 
 
+def is_public() -> bool:
+    """Return whether anybody may have sent the current request: in production, numbers are on the probe port alone."""
+    return current_app.extensions["flask_pooling"].settings.in_production and PRIVATE not in request.environ
+
+
 def refuse_strangers() -> None:
-    """Numbers are nobody else's business: in production they are on the port of the probes alone."""
-    if current_app.extensions["flask_pooling"].settings.in_production and PRIVATE not in request.environ:
+    if is_public():
         abort(404)
 
 
@@ -153,9 +158,14 @@ class QueuePool(sa.QueuePool):
     """SQLAlchemy's own, which says how long its threads waited while all connections were in use. No event does."""
 
     __module__ = sa.QueuePool.__module__  # its logger has this name
+    # The thread of a readiness probe that has a connection. Its own wait is not counted, nor is a request's for it:
+    # neither means that the pool is too small.
+    probe: int | None = None
 
     def connect(self) -> PoolProxiedConnection:
-        waits, began = self.checkedout() >= most(self), time.perf_counter()
+        if self.probe == threading.get_ident():
+            return super().connect()
+        waits, began = self.checkedout() - (self.probe is not None) >= most(self), time.perf_counter()
         try:
             return super().connect()
         except sa.exc.TimeoutError:

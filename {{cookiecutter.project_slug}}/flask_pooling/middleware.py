@@ -7,11 +7,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, current_app
-from werkzeug.exceptions import ServiceUnavailable
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import ClientDisconnected, ServiceUnavailable
 from werkzeug.wsgi import FileWrapper
 
 from flask_pooling import watchdog
@@ -126,16 +127,21 @@ class Input(io.IOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         parts, left = [], sys.maxsize if size is None or size < 0 else size
-        while left > 0 and (part := self.stream.read(min(left, RECEIVED))):
-            self.request.moved = time.monotonic()
+        while left > 0 and (part := self.received(self.stream.read, min(left, RECEIVED))):
             parts.append(part)
             left -= len(part)
         return b"".join(parts)
 
     def readline(self, size: int | None = -1) -> bytes:
-        line: bytes = self.stream.readline(*([] if size is None or size < 0 else [size]))
+        return self.received(self.stream.readline, *([] if size is None or size < 0 else [size]))
+
+    def received(self, read: Callable[..., bytes], *size: int) -> bytes:
+        try:
+            part = read(*size)
+        except (OSError, ParseException) as error:  # a chunk that is malformed, a client that went away: 400
+            raise ClientDisconnected from error
         self.request.moved = time.monotonic()
-        return line
+        return part
 
 
 class Body:

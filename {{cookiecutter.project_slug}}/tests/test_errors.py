@@ -30,6 +30,7 @@ class Sent(BaseModel):
         ("POST", {"data": "title=x"}, 415),
         ("POST", {"data": '{"title"', "content_type": "application/json"}, 400),
         ("POST", {"data": b"\xff\xfe", "content_type": "application/json"}, 400),
+        ("POST", {"data": "[" * 200_000, "content_type": "application/json"}, 400),
         ("POST", {"json": {}}, 422),
     ],
 )
@@ -60,9 +61,9 @@ def raising(app: Flask, error: Callable[[], Exception], method: str = "GET") -> 
     return response.status_code, response.headers.get("Retry-After"), response.text
 
 
-def operational(original: Exception, *, invalidated: bool = False) -> DBAPIError:
+def operational(original: Exception, *, invalidated: bool = False, sent: str | None = "select 1") -> DBAPIError:
     kind = OperationalError if isinstance(original, psycopg.OperationalError | sqlite3.Error) else InternalError
-    return kind("select 1", {}, original, connection_invalidated=invalidated)
+    return kind(sent, {}, original, connection_invalidated=invalidated)
 
 
 def busy() -> sqlite3.OperationalError:
@@ -76,20 +77,27 @@ def busy() -> sqlite3.OperationalError:
     "error",
     [
         lambda: PoolTimeoutError("QueuePool limit of size 4 overflow 0 reached"),
-        lambda: operational(psycopg.OperationalError("connection refused")),
+        lambda: operational(psycopg.OperationalError("connection refused"), sent=None),
+        lambda: operational(psycopg.OperationalError("server closed the connection"), invalidated=True),
         lambda: operational(psycopg.errors.TooManyConnections("remaining connection slots are reserved")),
-        lambda: operational(psycopg.errors.QueryCanceled("canceling statement due to statement timeout")),
         lambda: operational(psycopg.errors.LockNotAvailable("canceling statement due to lock timeout")),
         lambda: operational(psycopg.errors.ReadOnlySqlTransaction("read-only"), invalidated=True),
         lambda: operational(busy()),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_the_databases_troubles_are_503(app: Flask, error: Callable[[], Exception], method: str) -> None:
-    """With Retry-After, since this request never had a connection, and without a word of the database's own."""
-    status, retry_after, body = raising(app, error, method)
+def test_the_databases_troubles_are_503(
+    app: Flask, error: Callable[[], Exception], method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With Retry-After, since this request never had a connection, and without a word of the database's own. The log
+    and whoever listens to Flask's signal (Sentry) are told."""
+    told: list[Exception] = []
+    with got_request_exception.connected_to(lambda sender, exception: told.append(exception), app):
+        status, retry_after, body = raising(app, error, method)
     assert (status, retry_after) == (503, "1")
     assert "select 1" not in body
+    assert len(told) == 1
+    assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"]
 
 
 @pytest.mark.sqlite
@@ -105,6 +113,9 @@ def test_a_database_that_takes_no_writes_is_named_as_the_reason(app: Flask) -> N
     [
         lambda: ZeroDivisionError("secret detail"),
         lambda: operational(psycopg.errors.UndefinedTable("secret detail")),
+        lambda: operational(psycopg.errors.QueryCanceled("secret detail: statement timeout")),
+        lambda: operational(psycopg.errors.IdleInTransactionSessionTimeout("secret detail"), invalidated=True),
+        lambda: operational(psycopg.OperationalError("secret detail: 65536 parameters")),
         lambda: operational(sqlite3.OperationalError("no such table: secret detail")),
         lambda: operational(psycopg.errors.ProgramLimitExceeded("secret detail: too long for an index")),
         lambda: operational(psycopg.errors.ObjectNotInPrerequisiteState("secret detail: currval of a new sequence")),
@@ -116,11 +127,7 @@ def test_our_own_mistakes_are_500_and_stay_inside(
 ) -> None:
     """The client is told nothing of it; the log is told all, and so is whoever listens to Flask's signal (Sentry)."""
     told: list[Exception] = []
-
-    def listen(sender: Flask, exception: Exception) -> None:
-        told.append(exception)
-
-    with got_request_exception.connected_to(listen, app):
+    with got_request_exception.connected_to(lambda sender, exception: told.append(exception), app):
         status, retry_after, body = raising(app, error)
     assert (status, retry_after) == (500, None)
     assert "secret detail" not in body
@@ -135,7 +142,7 @@ def test_trouble_outside_of_a_view_is_503(app: Flask, caplog: pytest.LogCaptureF
 
     @app.after_request
     def fail(response: Response) -> Response:
-        raise operational(psycopg.OperationalError("gone"))
+        raise operational(psycopg.OperationalError("gone"), sent=None)
 
     with caplog.at_level("INFO", "app.access"):
         response = app.test_client().get("/livez")
