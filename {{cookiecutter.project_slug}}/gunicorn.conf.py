@@ -1,7 +1,7 @@
 """gunicorn's settings, from the same plan that sizes the pools. gunicorn reads this file where it is started.
 
-`make plan` shows the numbers, and where they come from. gunicorn's command line cannot change them, since the pools
-would not follow. The variables in `fixed` change both.
+`make plan` shows the numbers, and where they come from. Workers, threads, their class and the timeouts cannot be changed
+here or on gunicorn's command line, since the pools would not follow: WEB_CONCURRENCY and the other variables change both.
 """
 
 import logging
@@ -10,11 +10,10 @@ from typing import Any
 
 from gunicorn import glogging
 
-from app.config import Environment, Settings
+from app.config import Settings
 from app.logs import dict_config
 from flask_pooling import PlanError, SettingsError
-from flask_pooling.gunicorn import Hooks, shared_memory
-from flask_pooling.reload import or_error
+from flask_pooling.gunicorn import configure, shared_memory
 
 try:
     _settings = Settings.load()
@@ -22,7 +21,7 @@ try:
 except (SettingsError, PlanError) as _error:
     sys.exit(str(_error))
 
-wsgi_app = "app:create_app(web=True)"
+wsgi_app = "app:create_app()"
 proc_name = _settings.service_name
 bind = _settings.bind
 logconfig_dict = dict_config(_settings)
@@ -69,25 +68,8 @@ control_socket_disable = True
 # Headers of a proxy are believed in one place, by WEB_TRUSTED_PROXIES. gunicorn would believe whatever runs beside it.
 forwarded_allow_ips = ""
 
-# The app is loaded once, before the fork, so that workers share its memory. In development each worker loads it anew.
-reload = _settings.app_env is Environment.DEVELOPMENT
-preload_app = not reload
-if reload:  # a mistake in the code is shown, and does not end the server
-    wsgi_app = or_error(wsgi_app)
+# The app is loaded once, before the fork, so that workers share its memory, and its database is asked for room.
+preload_app = True
 
-_hooks = Hooks(
-    _settings,
-    _settings.database,
-    fixed={
-        "workers": (workers, "WEB_CONCURRENCY"),
-        "threads": (threads, "WEB_THREADS"),
-        "worker_class": (worker_class, "WEB_WORKER_CLASS"),
-        "timeout": (timeout, "WEB_TIMEOUT"),
-        "graceful_timeout": (graceful_timeout, "WEB_GRACEFUL_TIMEOUT"),
-    },
-    reload=reload,
-)
-on_starting, when_ready, on_exit = _hooks.on_starting, _hooks.when_ready, _hooks.on_exit
-pre_fork, post_fork, child_exit = _hooks.pre_fork, _hooks.post_fork, _hooks.child_exit
-post_worker_init, worker_abort = _hooks.post_worker_init, _hooks.worker_abort
-worker_exit = _hooks.worker_exit
+# What else the plan says, and the hooks that hold gunicorn to it. Hooks of your own run as well, above or below.
+configure(globals(), settings=_settings)

@@ -13,6 +13,7 @@ from flask import Flask
 from gunicorn.app.wsgiapp import WSGIApplication
 from sqlalchemy.engine import Engine, make_url
 
+import flask_pooling
 from flask_pooling import metrics
 from tests.library.plain import create_app, db
 from tests.serving import ROOT
@@ -31,10 +32,11 @@ def make_plain(environ: dict[str, str]) -> Iterator[Callable[..., Flask]]:
     made: list[Flask] = []
 
     def make(*, web: bool = True, job: str | None = None, binds: dict[str, Any] | None = None, **more: object) -> Flask:
+        process = job or (flask_pooling.WEB if web else flask_pooling.CLI)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in more.items():
                 patch.setenv(name, str(value))
-            app = create_app(web=web and not job, job=job, binds=binds)
+            app = create_app(process=process, binds=binds)
         app.testing = True
         made.append(app)
         return app

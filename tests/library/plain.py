@@ -9,7 +9,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 import flask_pooling
-from flask_pooling import DatabaseUrl, run
+from flask_pooling import DatabaseUrl, NullPool, QueuePool, run
 
 NAME = "plain"  # what its connections are called
 
@@ -57,27 +57,17 @@ class Elsewhere(db.Model):
 class Settings(flask_pooling.Settings):
     service_name: ClassVar[str] = NAME
 
-    database_url: DatabaseUrl
+    database_url: DatabaseUrl | None = None
 
 
-def create_app(*, web: bool = False, job: str | None = None, binds: dict[str, Any] | None = None) -> Flask:
+def create_app(*, process: str | None = None, binds: dict[str, Any] | None = None, **config: Any) -> Flask:
     """:param binds: by name, the URL of a database, or all options of its engine."""
     settings = Settings.load()
-    process = job or (flask_pooling.WEB if web else flask_pooling.CLI)
-
-    def options(url: Any) -> dict[str, Any]:
-        return {"url": url, **flask_pooling.engine_options(settings, url, process=process)}
-
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url
-    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = flask_pooling.engine_options(
-        settings, settings.database_url, process=process
-    )
-    app.config["SQLALCHEMY_BINDS"] = {
-        name: given if isinstance(given, dict) else options(given) for name, given in (binds or {}).items()
-    }
-    db.init_app(app)
-    flask_pooling.init_app(app, db, settings, process=process)
+    app.config["SQLALCHEMY_BINDS"] = binds or {}
+    app.config.from_mapping(config)
+    flask_pooling.init_app(app, db, settings, pools=(QueuePool, NullPool), process=process)
     app.add_url_rule("/items", view_func=items)
     app.add_url_rule("/items", view_func=add_item, methods=["POST"])
     app.add_url_rule("/sleep", view_func=sleep)

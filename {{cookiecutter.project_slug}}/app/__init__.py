@@ -1,36 +1,36 @@
 """The application factory: a table of contents of what the service consists of."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import flask_pooling
-from app import config
-from app.config import Settings
+from app.config import POOLS, Settings, for_flask
 
 
-def create_app(settings: Settings | None = None, *, web: bool = False, job: str | None = None) -> Flask:
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Build the app.
 
-    :param settings: what to run with; read from the environment when not given.
-    :param web: this process is a worker of gunicorn, which keeps a pool (gunicorn.conf.py says so).
-    :param job: this process is the job of that name in APP_JOBS, which keeps its share of connections.
+    :param config: what a test wants otherwise, as in Flask's tutorial: `{"TESTING": True}` takes the settings of tests.
     :raises SettingsError: the settings cannot be used.
     """
     # Imported here, so that gunicorn.conf.py can import app.config alone.
     from app import errors, home, logs, middleware, models, notes
     from app.extensions import db, migrate
 
-    settings = settings or Settings.load()
-    process = config.process(settings, web=web, job=job)
+    config = config or {}
+    settings = Settings.load(**({"app_env": "testing"} if config.get("TESTING") else {}))
 
     app = Flask(__name__)
-    app.config.from_mapping(config.for_flask(settings, process))
+    app.config.from_mapping(for_flask(settings))
+    app.config.from_mapping(config)
     app.extensions["settings"] = settings
     logs.init_app(settings)
 
-    db.init_app(app)
+    flask_pooling.init_app(app, db, settings, pools=POOLS[settings.app_env])
     migrate.init_app(app, db)
-    flask_pooling.init_app(app, db, settings, process=process)
 
     errors.init_app(app)
     middleware.init_app(app)

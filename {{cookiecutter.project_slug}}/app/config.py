@@ -18,10 +18,10 @@ from sqlalchemy.engine import URL
 
 import flask_pooling
 from app import defaults
-from flask_pooling import DatabaseUrl, NullPool, QueuePool, SettingsError, Whole
+from flask_pooling import DatabaseUrl, NullPool, Pools, QueuePool, SettingsError, Whole
 
 # environment    a web worker   a shell, a cron job, a migration
-POOLS: dict[str, tuple[type[NullPool] | type[QueuePool], type[NullPool] | type[QueuePool]]] = {
+POOLS: dict[str, Pools] = {
     "testing": (NullPool, NullPool),  # a SQLite file
     "development": (QueuePool, QueuePool),  # a SQLite file, or Postgres
     "production": (QueuePool, NullPool),  # Postgres, whose connections the plan counts
@@ -58,12 +58,12 @@ class Settings(flask_pooling.Settings):
     model_config = SettingsConfigDict(env_file=".env")
 
     service_name: ClassVar[str] = defaults.SERVICE_NAME
+    strict: ClassVar[bool] = True
 
     app_env: Environment = Environment.PRODUCTION
     secret_key: SecretStr | None = None
     secret_key_fallbacks: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = ()
     database_url: DatabaseUrl | None = None
-    app_job: str | None = Field(None, pattern="^[a-z][a-z0-9_-]*$")
     app_instances: Whole = Field(defaults.INSTANCES, ge=1, le=262_143)
     db_max_connections: Whole = Field(defaults.MAX_CONNECTIONS, ge=1, le=262_143)
     web_trusted_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_words)] = ()
@@ -73,6 +73,8 @@ class Settings(flask_pooling.Settings):
         yield from super().problems()
         if self.app_env not in POOLS:
             yield f"APP_ENV={self.app_env}: has no row in POOLS of app/config.py; add one"
+        if "APP_ENV" in _dotenv():
+            yield "APP_ENV in .env: it is read from the environment alone, and `make` sets it; take the line out of .env"
         yield from _secret_problems(self)
         yield from _database_problems(self)
 
@@ -107,7 +109,7 @@ class Settings(flask_pooling.Settings):
         return not self.app_env.is_local
 
 
-def for_flask(settings: Settings, process: str) -> Mapping[str, Any]:
+def for_flask(settings: Settings) -> Mapping[str, Any]:
     """Flask's configuration."""
     secret = settings.secret_key
     return {
@@ -119,33 +121,13 @@ def for_flask(settings: Settings, process: str) -> Mapping[str, Any]:
         "REMEMBER_COOKIE_SECURE": settings.in_production,  # Flask-Login's
         "REMEMBER_COOKIE_SAMESITE": "Lax",
         "MAX_CONTENT_LENGTH": 1024 * 1024,
-        "SQLALCHEMY_DATABASE_URI": settings.database,
-        "SQLALCHEMY_ENGINE_OPTIONS": engine_options(settings, settings.database, process),
+        "SQLALCHEMY_DATABASE_URI": settings.database.render_as_string(hide_password=False),
     }
 
 
-def engine_options(settings: Settings, url: str | URL, process: str) -> dict[str, Any]:
-    """The options of one engine: the default one's, or a bind's. Call it for each, since engines change theirs."""
-    web_pool, other_pool = POOLS[settings.app_env]
-    pool = other_pool if process == flask_pooling.CLI else web_pool
-    return flask_pooling.engine_options(settings, url, process=process, pool=pool)
-
-
-def process(settings: Settings, *, web: bool, job: str | None) -> str:
-    """What kind of process this is, for the pool and for the name of its connections."""
-    if web and job:
-        raise SettingsError([f"create_app(web=True, job={job!r}): a process is a web worker or a job; leave one out"])
-    if job is None and not web:
-        job = settings.app_job
-    if job is not None and job not in settings.app_jobs:
-        planned = ", ".join(settings.app_jobs) or "none"
-        raise SettingsError([f"the job {job!r} is not in APP_JOBS, which has {planned}; add name=COPIESxCONNECTIONS"])
-    return job or (flask_pooling.WEB if web else flask_pooling.CLI)
-
-
 def _in_development() -> bool:
-    """APP_ENV decides whether `.env` counts; if it is not set, `.env` may say so itself."""
-    return os.environ.get("APP_ENV", _dotenv().get("APP_ENV")) == Environment.DEVELOPMENT
+    """`.env` is for development, and does not decide itself what is development."""
+    return os.environ.get("APP_ENV") == Environment.DEVELOPMENT
 
 
 def _dotenv() -> dict[str, str]:

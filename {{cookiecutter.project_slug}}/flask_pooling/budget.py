@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from flask_pooling.engine import WEB, application_name, engine_options
+from flask_pooling.engine import name_of
+from flask_pooling.process import CLI, WEB
 from flask_pooling.settings import Settings
 from flask_pooling.sizing import SUPERUSER_RESERVED, Plan, counted
 
@@ -99,18 +100,21 @@ class Verdict:
         return "the plan fits, but not beside who is connected now" if self.warnings else "the plan fits"
 
 
-def ask(settings: Settings, url: URL) -> Server:
-    """Ask over a connection of its own, closed again before anything forks.
+def ask(settings: Settings, engine: Engine, name: str) -> Server:
+    """Ask over a connection of the app's own engine, closed again before anything forks.
 
+    :param name: what the server calls the web workers' connections.
     :raises sqlalchemy.exc.OperationalError: the server cannot be reached, or has no connection to spare.
     """
-    engine = sa.create_engine(url, **engine_options(settings, url))
-    with engine.connect() as connection:
-        facts = dict(connection.execute(FACTS, {"with_binds": settings.db_binds > 0}).mappings().one())
+    try:
+        with engine.connect() as connection:
+            facts = dict(connection.execute(FACTS, {"with_binds": settings.db_binds > 0}).mappings().one())
+    finally:
+        engine.dispose()
     connected = facts.pop("connected")
     # By the role and the database as well: another environment on the same server has the same names.
     by_name = {name: connections for name, may_be_ours, connections in connected if may_be_ours}
-    kinds = {kind: application_name(settings, kind, url) for kind in (WEB, "cli", *settings.app_jobs)}
+    kinds = {kind: name_of(kind, name) for kind in (WEB, CLI, *settings.app_jobs)}
     ours = {kind: by_name.get(name, 0) for kind, name in kinds.items()}
     others = sum(connections for _, _, connections in connected) - sum(ours.values())
     return Server(**facts, connected=ours, connected_others=others)

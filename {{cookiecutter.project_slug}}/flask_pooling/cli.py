@@ -133,12 +133,12 @@ def check(as_json: bool) -> None:
     Exits with 1 when it does not, and with 2 when the server cannot be asked.
     """
     state = current_app.extensions["flask_pooling"]
-    settings, url = state.settings, state.db.engine.url
+    settings, url = state.settings, state.first.url
     if url.get_backend_name() != "postgresql":
         raise click.UsageError("the database is SQLite, which has no connection limit; there is nothing to check")
     chosen = _plan_of(settings)
     try:
-        verdict = budget.judge(chosen, budget.ask(settings, url))
+        verdict = budget.judge(chosen, budget.ask(settings, state.first, state.name))
     except SQLAlchemyError as error:
         raise click.UsageError(f"the database cannot be asked: {budget.driver_message(error)}") from None
     if as_json:
@@ -156,7 +156,7 @@ def check(as_json: bool) -> None:
 def limit(apply: bool, admin_url: str | None) -> None:
     """Print the ALTER ROLE that makes the server itself keep the service to its plan."""
     state = current_app.extensions["flask_pooling"]
-    settings, url = state.settings, state.db.engine.url
+    settings, url = state.settings, state.first.url
     role = url.username
     if url.get_backend_name() != "postgresql" or not role:
         raise click.UsageError("DATABASE_URL has to name a role: postgresql://role@host/name")

@@ -6,6 +6,7 @@ is a TypeError, and a dict shared between two engines leaks one driver's argumen
 
 import contextlib
 import functools
+import inspect
 import os
 import random
 import select
@@ -19,11 +20,13 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Engine, ExceptionContext
+from sqlalchemy.engine.default import DefaultDialect as Dialect
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from flask_pooling import metrics, urls
 from flask_pooling.errors import READ_ONLY_SQL_TRANSACTION
+from flask_pooling.process import CLI, WEB
 from flask_pooling.settings import Settings, SettingsError
 
 SQLITE_BUSY_SECONDS = 5
@@ -41,10 +44,7 @@ SERVER_SIDE = {"tcp_user_timeout": "tcp_user_timeout"} | {
 }
 CLIENT_CONNECTION_CHECK_MS = 1000
 LONGEST_APPLICATION_NAME = 63  # Postgres cuts it there
-
-# What kind of process this is. A job has its name in APP_JOBS instead.
-WEB = "web"  # a worker of gunicorn
-CLI = "cli"  # a shell, a cron job, a migration
+SKIPS_ROLLBACK = "skip_autocommit_rollback" in inspect.signature(Dialect.__init__).parameters  # since SQLAlchemy 2.0.43
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def engine_options(
     if url.get_backend_name() == "postgresql":
         options["connect_args"] = _postgres_arguments(settings, url, process)
         # `run` sends single statements in AUTOCOMMIT; without this each would be followed by a ROLLBACK of nothing.
-        options["skip_autocommit_rollback"] = True
+        if SKIPS_ROLLBACK:
+            options["skip_autocommit_rollback"] = True
     else:
         options["connect_args"] = {"timeout": SQLITE_BUSY_SECONDS}
     return options
@@ -143,7 +144,14 @@ def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str,
 def application_name(settings: Settings, process: str, url: URL) -> str:
     """What the server calls our connections: the service's name, unless the URL or PGAPPNAME has another one. What is
     not a web worker has its kind behind it."""
-    name = urls.said(url).get("application_name") or settings.service_name
+    return name_of(process, base_name(settings, url))
+
+
+def base_name(settings: Settings, url: URL) -> str:
+    return urls.said(url).get("application_name") or settings.service_name
+
+
+def name_of(process: str, name: str) -> str:
     return (name if process == WEB else f"{name}/{process}")[:LONGEST_APPLICATION_NAME]
 
 
@@ -160,12 +168,16 @@ def _time_limits(settings: Settings, process: str) -> dict[str, int]:
     return {name: round(seconds * 1000) for name, seconds in limits.items()}
 
 
+def empty_at_fork(engine: Engine) -> None:
+    """Empty this engine's pool in every forked child."""
+    _engines.add(engine)
+
+
 def watch(engine: Engine, settings: Settings, process: str, *, is_own: bool = True) -> None:
-    """Attach what has to happen at connect, checkout, begin, error and fork. Call it once for each engine.
+    """Attach what has to happen at connect, checkout, begin and error. Call it once for each engine.
 
     :param is_own: the service's own database. Another one of SQLite may be somebody else's file, or read-only.
     """
-    _engines.add(engine)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _pragma("foreign_keys = ON"))
         if is_own:  # readers do not wait for a writer; this is kept in the file

@@ -1,7 +1,8 @@
-"""The Flask extension: `flask_pooling.init_app(app, db)` after `db.init_app(app)`."""
+"""The Flask extension: `flask_pooling.init_app(app, db)` in place of `db.init_app(app)`."""
 
 import logging
-from collections.abc import Mapping
+import os
+import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,19 +12,23 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import Engine
 
-from flask_pooling import cli, engine, health, metrics, middleware, page
+from flask_pooling import cli, engine, health, metrics, middleware, options, page
+from flask_pooling import process as processes
 from flask_pooling.settings import Settings, SettingsError, dead_keys
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Pooling:
     """What the extension keeps in `app.extensions["flask_pooling"]`."""
 
+    app: Flask
     db: SQLAlchemy
     settings: Settings
     process: str
+    first: Engine  # the database that is asked whether the plan fits, and that readiness asks
+    name: str  # what the server calls the connections of its web workers
     prober: health.Prober
     probe_app: Flask
     autocommit: dict[Engine, Engine] = field(default_factory=dict)
@@ -36,64 +41,81 @@ class Pooling:
         return any(each.lazy in {"joined", False} for mapper in mappers for each in mapper.relationships)
 
 
-def init_app(app: Flask, db: SQLAlchemy, settings: Settings | None = None, *, process: str = engine.CLI) -> None:
-    """Watch the engines of `db`, and add /livez, /readyz, the metrics and `flask pool`.
+registered: "weakref.WeakSet[Pooling]" = weakref.WeakSet()  # of this process; gunicorn's hooks look at them
+
+
+def init_app(
+    app: Flask,
+    db: SQLAlchemy,
+    settings: Settings | None = None,
+    *,
+    pools: options.Pools | None = None,
+    process: str | None = None,
+) -> None:
+    """Call it in place of `db.init_app(app)`: the engines of `db` get the pools of the plan, and the app gets /livez,
+    /readyz, the metrics and `flask pool`.
+
+    The app's own configuration stays, and has the last word on every URL. An app under test, or on SQLite, has the
+    engines that it had.
 
     :param settings: read from the environment when not given.
-    :param process: `web` for a worker of gunicorn, the name of a job in APP_JOBS, or `cli` for anything else.
-    :raises SettingsError: a key that Flask-SQLAlchemy ignores is in `app.config`, or the plan does not count a pool.
+    :param pools: the pool of a web worker or a job, and of any other process, whatever the database is.
+    :param process: `web` for a worker of gunicorn, the name of a job in APP_JOBS, or `cli` for anything else. It is
+        found out when not given.
+    :raises SettingsError: with all that is wrong in the settings and in the options of the engines.
     """
-    settings = settings or Settings.load()
-    if process not in {engine.WEB, engine.CLI, *settings.app_jobs}:
-        raise SettingsError([f"the process {process!r} is neither web nor cli; add it to APP_JOBS or correct it"])
+    if "sqlalchemy" in app.extensions:
+        how = "write db = SQLAlchemy() and flask_pooling.init_app(app, db), which calls db.init_app(app)"
+        raise SettingsError([f"this app has its database already, without the plan: {how}"])
+    settings = settings or Settings.load(name=app.import_name.partition(".")[0].strip("_"))
+    kind = processes.of(settings) if process is None else processes.checked(process, settings)
+    merged = options.merge(app, db, settings, kind, pools)
+    given = app.config if settings.strict else {**os.environ, **app.config}
+    problems = [*dead_keys(given, merged.options.get(None)), *merged.problems]
+    if kind != processes.CLI and not problems:
+        problems += _more_binds_than_planned(merged, settings)
+    if problems:
+        raise SettingsError(problems)
+    options.bind(app, db, merged)
     with app.app_context():
         engines = dict(db.engines)
-    if problems := [*dead_keys(app.config), *_not_counted(engines, settings, process)]:
-        raise SettingsError(problems)
     for key, each in engines.items():
-        engine.watch(each, settings, process, is_own=key is None)
-        metrics.watch(each, process)
-    prober = health.Prober(engines[None])
+        engine.empty_at_fork(each)
+        if key in merged.watched:
+            engine.watch(each, settings, kind, is_own=key is None)
+            metrics.watch(each, kind)
+    first = engines.get(None) or next(iter(engines.values()))
     # What the port of the probes serves: without the app's own hooks, since a guard for clients would turn probes away.
     alone = Flask("flask_pooling", static_folder=None)
-    known = Pooling(db=db, settings=settings, process=process, prober=prober, probe_app=alone)
+    known = Pooling(
+        app=app,
+        db=db,
+        settings=settings,
+        process=kind,
+        first=first,
+        name=merged.name,
+        prober=health.Prober(first),
+        probe_app=alone,
+    )
+    registered.add(known)
     for served in (app, alone):
         served.extensions["flask_pooling"] = known
         for blueprint in (health.bp, metrics.bp, page.bp):
             served.register_blueprint(blueprint)
     app.wsgi_app = middleware.Measured(app, settings)  # type: ignore[method-assign]  # as Flask's manual does it
-    if settings.in_production and not middleware.has_the_plan(process):
+    if settings.refuses_strangers and not processes.has_the_plan(kind):
         app.before_request(middleware.refuse_without_the_plan)
     cli.register(app, type(settings))
 
 
-def _not_counted(engines: Mapping[str | None, Engine], settings: Settings, process: str) -> list[str]:
-    """Pools that could open more connections than the plan gives to this process. A shell opens one when it needs it,
-    and has DB_RESERVED_CONNECTIONS for that."""
-    on_postgres = {key: each for key, each in engines.items() if each.dialect.name == "postgresql"}
-    if process == engine.CLI:
+def _more_binds_than_planned(merged: options.Merged, settings: Settings) -> list[str]:
+    """The plan counts a pool for each database of Postgres. A shell opens one connection when it needs it, and has
+    DB_RESERVED_CONNECTIONS for that."""
+    watched = [key for key in merged.options if key is not None and key in merged.watched]
+    names = [repr(key) for key in watched if merged.options[key]["url"].get_backend_name() == "postgresql"]
+    if len(names) <= settings.db_binds:
         return []
-    planned = engine.QueuePool.of(settings, process)
-    most = planned.size + planned.max_overflow
-    problems = []
-    for key, each in on_postgres.items():
-        where = "SQLALCHEMY_ENGINE_OPTIONS" if key is None else f"SQLALCHEMY_BINDS[{key!r}]"
-        options = "**flask_pooling.engine_options(settings, url, process=process)"
-        remedy = f"set it to {{{options}}}" if key is None else f'set it to {{"url": url, {options}}}'
-        pool = each.pool
-        if isinstance(pool, sa.QueuePool):
-            size, overflow = pool.size(), metrics.most(pool) - pool.size()
-            if size < 1 or overflow < 0 or size + overflow > most:
-                problems.append(
-                    f"{where}: its pool may open {size} + {overflow} connections, and the plan counts {most}; {remedy}"
-                )
-        elif key is None or not isinstance(pool, sa.NullPool):
-            problems.append(f"{where}: the plan does not count a {type(pool).__name__}; {remedy}")
-    binds = len(on_postgres) - (None in on_postgres)
-    if binds > settings.db_binds:
-        names = ", ".join(repr(key) for key in on_postgres if key is not None)
-        problems.append(
-            f"DB_BINDS={settings.db_binds}: SQLALCHEMY_BINDS has {binds} on Postgres ({names}), and the plan counts"
-            f" each; set DB_BINDS={binds}"
-        )
-    return problems
+    return [
+        f"DB_BINDS={settings.db_binds}: SQLALCHEMY_BINDS has {len(names)} on Postgres ({', '.join(names)}), and the plan"
+        f" counts each; set DB_BINDS={len(names)}"
+    ]

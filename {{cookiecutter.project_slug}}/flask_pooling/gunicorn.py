@@ -1,19 +1,18 @@
 """gunicorn's hooks: they hold the server to the plan, number the workers, and keep probes and metrics going.
 
-gunicorn.conf.py makes one :class:`Hooks` and hands its methods to gunicorn, each under gunicorn's own name.
+gunicorn.conf.py calls :func:`configure`, which sets what the plan says and joins the hooks.
 """
 
 import atexit
 import contextlib
-import ctypes
 import errno
 import fcntl
+import functools
 import gc
 import itertools
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import socket
@@ -22,23 +21,28 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from flask_pooling import budget, metrics, middleware, probes, watchdog
-from flask_pooling.engine import WEB, empty_pools, engine_options
-from flask_pooling.settings import Settings, SettingsError
+from flask_pooling import budget, extension, metrics, middleware, probes, process, watchdog
+from flask_pooling.engine import empty_pools
+from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
+from flask_pooling.sizing import PlanError
 
 log = logging.getLogger(__name__)
 
-ENDED = re.compile("Worker .* was sent SIG(INT|QUIT)")
 LAST_WORDS_SECONDS = 0.5
 ASK_AGAIN_SECONDS = 2
 DRAIN_SECONDS = 5  # WEB_GRACEFUL_TIMEOUT begins after it
+MAX_REQUESTS = 10_000  # of a worker, until it is replaced: what leaks does not grow for ever
+HOOKS = (
+    *("nworkers_changed", "on_starting", "when_ready", "on_exit", "pre_fork", "post_fork", "post_worker_init"),
+    *("child_exit", "worker_exit", "worker_abort"),
+)
+ENDS = {"on_exit", "child_exit", "worker_exit", "worker_abort"}
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Linux's, made for this
 # The signals that would start more workers beside those that run, each with its pool.
 REFUSED = {
@@ -53,29 +57,71 @@ def shared_memory() -> str | None:
     return str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
 
 
+def configure(
+    names: dict[str, Any], wsgi_app: str | None = None, settings: Settings | None = None, *, name: str | None = None
+) -> None:
+    """Call it in gunicorn.conf.py: gunicorn gets the workers and threads of the plan, and the hooks that hold it there.
+
+        from flask_pooling.gunicorn import configure
+
+        configure(globals(), "microblog:app")
+
+    What is set before stays. A hook of the file's own runs as well as ours, wherever in the file it stands.
+
+    :param names: the `globals()` of gunicorn.conf.py.
+    :param wsgi_app: the app, as gunicorn names it; gunicorn's command line may name another.
+    :param settings: read from the environment when not given.
+    Exits with one clear message when there is no plan, or when the app has been made already, without it.
+    """
+    if extension.registered:
+        sys.exit("gunicorn.conf.py: the app was made before configure(...), without the plan; do not import it there")
+    try:
+        settings = settings or Settings.load(name=(wsgi_app or "flask").partition(":")[0].partition(".")[0])
+        plan = settings.plan
+    except (SettingsError, PlanError) as error:
+        sys.exit(str(error))
+    fixed = {
+        "workers": (plan.workers, "WEB_CONCURRENCY"),
+        "threads": (plan.threads, "WEB_THREADS"),
+        "worker_class": (plan.worker_class, "WEB_WORKER_CLASS"),
+        "timeout": (settings.web_timeout, "WEB_TIMEOUT"),
+        "graceful_timeout": (settings.web_graceful_timeout, "WEB_GRACEFUL_TIMEOUT"),
+    }
+    defaults = {
+        **({"wsgi_app": wsgi_app} if wsgi_app else {}),
+        "proc_name": settings.service_name,
+        "bind": settings.bind,
+        "worker_connections": plan.threads,
+        "keepalive": 0,
+        "max_requests": MAX_REQUESTS,
+        "max_requests_jitter": MAX_REQUESTS // 2,
+        "worker_tmp_dir": shared_memory(),
+        "control_socket_disable": True,
+        "preload_app": not names.get("reload"),
+        **{setting: value for setting, (value, _) in fixed.items()},
+    }
+    for setting, value in defaults.items():
+        names.setdefault(setting, value)
+    Hooks(settings, fixed=fixed).join(names)
+
+
 class Hooks:
     """What gunicorn has to do besides serving.
 
-    :param url: the database's URL, for the check that the plan fits; None: it is not asked.
     :param fixed: gunicorn's settings that come from the plan, and the variable that changes each on both sides of the
-        sum. What gunicorn's command line says instead is refused.
-    :param reload: gunicorn reloads the code when it changes; then it serves one developer.
+        sum. What gunicorn's configuration or command line says instead is refused.
     """
 
-    def __init__(
-        self, settings: Settings, url: URL | None, *, fixed: Mapping[str, tuple[Any, str]], reload: bool = False
-    ) -> None:
-        self.settings, self.url, self.fixed, self.reload = settings, url, fixed, reload
+    def __init__(self, settings: Settings, *, fixed: Mapping[str, tuple[Any, str]]) -> None:
+        self.settings, self.fixed = settings, fixed
         self.sockets_are_inherited = "LISTEN_FDS" in os.environ  # systemd's; gunicorn takes the variable out
         self.listener: socket.socket | None = None
-        self.database_was_away = False  # at the start
+        self.was_away: list[extension.Pooling] = []  # at the start
         self.slots: set[int] = set()
         self.folder: Path | None = None
-        try:
-            engine_options(settings, url or "sqlite://", process=WEB)
-        except SettingsError as error:  # PGOPTIONS; anything else was found before
-            sys.exit(str(error))
-        middleware.started_by_hooks()
+        self.has_started = False
+        self.joined: dict[str, Callable[..., Any]] = {}
+        process.in_gunicorn = True
         if (given := os.environ.get(metrics.DIRECTORY)) is not None:
             if not os.path.isdir(given):
                 sys.exit(f"{metrics.DIRECTORY}={given!r}: is not a folder; make it, or do not set the variable")
@@ -90,16 +136,33 @@ class Hooks:
             self.owner = os.getpid()
             atexit.register(self._remove_the_folder)  # a start that is refused has no on_exit
 
+    # --- beside the hooks of gunicorn.conf.py ------------------------------------------------------------------------
+
+    def join(self, names: dict[str, Any]) -> None:
+        """Put our hooks beside those that are in gunicorn.conf.py already."""
+        for name in HOOKS:
+            names[name] = self.joined[name] = both(getattr(self, name), names.get(name), name in ENDS)
+
+    def join_later_ones(self, server: Any) -> None:
+        """Put our hooks beside those that gunicorn.conf.py has defined after it called `configure`, and would replace
+        ours. gunicorn calls nworkers_changed before it loads the app, and on_starting after it."""
+        for name, ours in self.joined.items():
+            found = server.cfg.settings[name].get()
+            if found is not ours:
+                self.joined[name] = both(getattr(self, name), found, name in ENDS)
+                server.cfg.set(name, self.joined[name])
+
+    def nworkers_changed(self, server: Any, new_value: int, old_value: int | None) -> None:
+        if old_value is None:  # it is only starting
+            self.join_later_ones(server)
+
     # --- in the master -----------------------------------------------------------------------------------------------
 
     def on_starting(self, server: Any) -> None:
         """The last look before anything is served: is gunicorn what was planned, and does the plan fit the database?"""
-        for name, (planned, variable) in self.fixed.items():
-            given = server.cfg.settings[name].get()
-            if given != planned:
-                sys.exit(f"--{name.replace('_', '-')} {given}: the plan says {planned}; set {variable}={given} instead")
-        if not self.reload:
-            self._refuse_another_app(server)
+        self.has_started = True
+        self.join_later_ones(server)
+        self._refuse_what_is_not_planned(server)
         self._refuse_a_port_in_use(server)
         empty_pools(close=True)  # a factory that asks the database would leave a connection here, beside the workers'
         self._check_the_budget(server)
@@ -113,14 +176,14 @@ class Hooks:
     def when_ready(self, server: Any) -> None:
         """Refuse the signals that break the plan, and freeze the objects that all workers share: if the garbage
         collector touched them, each worker would have a copy of that memory."""
-        end_workers_that_only_start()
+        if not self.has_started:
+            late = "on_starting and nworkers_changed are defined after configure(...), so nobody calls it"
+            sys.exit(f"gunicorn.conf.py: {late}; call configure(...) at the end of the file")
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
         by_fd = any(isinstance(address, int) for address in server.cfg.address)  # fd://3
-        if not (self.reload or self.sockets_are_inherited or by_fd):  # those are open for the next start as well
+        if not (self.sockets_are_inherited or by_fd):  # those are open for the next start as well
             drain_on_term(server)
-        if self.reload:  # a closed terminal ends what was started in it
-            signal.signal(signal.SIGHUP, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
         gc.collect()
         gc.freeze()
         log.info("plan: %s", self.settings.plan.sum)
@@ -159,16 +222,13 @@ class Hooks:
         counted.sampled[counted.slots_busy] = lambda: len(watchdog.in_flight)
         counted.sampled[counted.slots_over_limit] = lambda: len(watchdog.past())
         counted.sampled[counted.backlog] = lambda: _backlog(worker.sockets)
-        watchdog.watch(worker, self.settings.web_timeout, replace=not self.reload, tick=counted.sample)
+        watchdog.watch(worker, self.settings.web_timeout, replace=not worker.cfg.reload, tick=counted.sample)
         if self.listener:
-            app = getattr(worker.wsgi, "app", worker.wsgi)  # in development it may be reload.Reloaded
-            extensions = getattr(app, "extensions", {})
-            probes.serve(
-                self.listener, extensions["flask_pooling"].probe_app if "flask_pooling" in extensions else worker.wsgi
-            )
+            known = next(iter(extension.registered), None)
+            probes.serve(self.listener, known.probe_app if known else worker.wsgi)
         worker.wsgi = middleware.Watched(worker.wsgi)  # what gunicorn calls for each request
-        if self.database_was_away and worker.slot == 1:  # one of them is enough
-            threading.Thread(target=self._ask_again, args=(self.url,), name="budget", daemon=True).start()
+        for each in self.was_away if worker.slot == 1 else ():  # one worker is enough
+            threading.Thread(target=self._ask_again, args=(each,), name="budget", daemon=True).start()
 
     def worker_exit(self, server: Any, worker: Any) -> None:
         """A worker that ends at max_requests, or at a stop, gives its requests WEB_GRACEFUL_TIMEOUT. Python would wait
@@ -188,14 +248,28 @@ class Hooks:
 
     # --- refusals ----------------------------------------------------------------------------------------------------
 
-    def _refuse_another_app(self, server: Any) -> None:
-        """`gunicorn wsgi:app` loads an app that was not told that it is in a web worker, and so has no pool."""
-        extensions = getattr(server.app.wsgi(), "extensions", {})
-        if "flask_pooling" in extensions and extensions["flask_pooling"].process != WEB:
-            sys.exit(
-                "the app that gunicorn was given was not made for web workers: start `gunicorn` without naming an app;"
-                f" gunicorn.conf.py names {server.cfg.wsgi_app}"
-            )
+    def _refuse_what_is_not_planned(self, server: Any) -> None:
+        for name, (planned, variable) in self.fixed.items():
+            given = server.cfg.settings[name].get()
+            if given != planned:
+                takes = type(self.settings).takes(variable, str(given))
+                how = f"set {variable}={given} instead" if takes else "leave it out"
+                sys.exit(f"{name}={given}, in gunicorn.conf.py or as an option: the plan says {planned}; {how}")
+        if not server.cfg.preload_app and self.settings.in_production:
+            sys.exit("preload_app=False: the app has to be loaded first, to ask its database for room; leave it out")
+        if not extension.registered and server.cfg.preload_app:
+            sys.exit("the app does not call flask_pooling.init_app(app, db), so nothing holds it to the plan")
+        for each in extension.registered:
+            for name in PLANNED_WITH.values():
+                ours, apps = getattr(self.settings, name), getattr(each.settings, name)
+                if ours != apps:
+                    sys.exit(
+                        f"{name.upper()}: gunicorn.conf.py read {ours}, and the app {apps}; set it in the environment"
+                        " before gunicorn starts (a .env that the app loads comes too late)"
+                    )
+            for rule in each.app.url_map.iter_rules():
+                if rule.rule in probes.PATHS and not rule.endpoint.startswith("pooling_"):
+                    log.warning("the view %r at %s is not called: the path is flask_pooling's", rule.endpoint, rule)
 
     def _refuse_a_port_in_use(self, server: Any) -> None:
         """gunicorn would retry for five seconds and then say "Can't connect"."""
@@ -216,77 +290,71 @@ class Hooks:
 
     def _check_the_budget(self, server: Any) -> None:
         mode = self.settings.db_budget_check
-        if mode == "off" or self.url is None or self.url.get_backend_name() != "postgresql":
-            return
-        try:
-            verdict = budget.judge(self.settings.plan, budget.ask(self.settings, self.url), starting=True)
-        except SQLAlchemyError as error:
-            reason = budget.driver_message(error)
-            if budget.is_full(reason) and mode == "enforce":
-                sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
-            # It may come up later, and readiness stays red until it does. This proves nothing about the plan.
-            server.log.warning("the database cannot be asked whether the plan fits: %s; it is asked again", reason)
-            self.database_was_away = True
-            return
-        for warning in verdict.warnings:
-            server.log.warning("%s", warning)
-        if verdict.problems and mode == "enforce":
-            sys.exit("\n".join(("the plan does not fit the database:", *verdict.problems)))
-        for problem in verdict.problems:
-            server.log.warning("%s", problem)
+        for each in extension.registered if mode != "off" else ():
+            if each.first.dialect.name != "postgresql":
+                continue
+            try:
+                server_says = budget.ask(self.settings, each.first, each.name)
+            except SQLAlchemyError as error:
+                reason = budget.driver_message(error)
+                if budget.is_full(reason) and mode == "enforce":
+                    sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
+                # It may come up later, and readiness stays red until it does. This proves nothing about the plan.
+                server.log.warning("the database cannot be asked whether the plan fits: %s; it is asked again", reason)
+                self.was_away.append(each)
+                continue
+            verdict = budget.judge(self.settings.plan, server_says, starting=True)
+            for warning in verdict.warnings:
+                server.log.warning("%s", warning)
+            if verdict.problems and mode == "enforce":
+                sys.exit("\n".join(("the plan does not fit the database:", *verdict.problems)))
+            for problem in verdict.problems:
+                server.log.warning("%s", problem)
 
-
-    def _ask_again(self, url: URL) -> None:
+    def _ask_again(self, each: "extension.Pooling") -> None:
         """Until the database is back. Then a plan that does not fit is an error in the log, since what serves is not
         ended."""
         while True:
             time.sleep(ASK_AGAIN_SECONDS)
             with contextlib.suppress(SQLAlchemyError):
-                verdict = budget.judge(self.settings.plan, budget.ask(self.settings, url))
+                verdict = budget.judge(self.settings.plan, budget.ask(self.settings, each.first, each.name))
                 break
         level = logging.ERROR if verdict.problems else logging.WARNING if verdict.warnings else logging.INFO
         log.log(level, "the database is back: %s", "; ".join((verdict.words, *verdict.problems, *verdict.warnings)))
 
 
-def end_workers_that_only_start() -> None:
-    """Call it in the master. Until a new worker has set handlers of its own it has the master's, which only queue a
-    signal. It would then serve on until the master kills it, WEB_GRACEFUL_TIMEOUT later. So it gets the default
-    handlers at the fork, and ends at once; a signal waits while the process is forked."""
-    master, numbers = os.getpid(), (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+def both(ours: Callable[..., Any], theirs: Callable[..., Any] | None, theirs_first: bool) -> Callable[..., Any]:
+    """One hook that calls two. gunicorn looks at how many parameters it has, which functools.wraps tells it.
 
-    def block() -> None:
-        if os.getpid() == master:
-            signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    :param theirs_first: ours may end the process.
+    """
+    if theirs is None:
+        return ours
 
-    def unblock() -> None:
-        if os.getpid() == master:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    @functools.wraps(ours)
+    def hook(*args: Any) -> None:
+        if not theirs_first:
+            ours(*args)
+        try:
+            theirs(*args)
+        finally:
+            if theirs_first:
+                ours(*args)
 
-    def unblock_worker() -> None:
-        if os.getppid() == master:
-            for number in numbers:
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
-
-    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=unblock_worker)
-    # gunicorn would warn of each that is ended so.
-    logging.getLogger("gunicorn.error").addFilter(lambda record: not ENDED.match(record.getMessage()))
+    return hook
 
 
 def drain_on_term(server: Any) -> None:
     """Call it in the master. Connections that wait in the kernel's queue are reset when gunicorn stops, and a proxy
-    sends no write again that an instance may have seen. So SIGTERM first stops the kernel from making new connections,
-    which a proxy then makes to another instance. It reaches gunicorn when the workers have emptied the queue."""
+    sends no write again that an instance may have seen. So SIGTERM first shortens the queue to nothing: the kernel
+    then leaves new connections waiting, and a proxy makes them to another instance when gunicorn closes the socket.
+    SIGTERM reaches gunicorn when the workers have emptied the queue."""
     stop: Any = signal.getsignal(signal.SIGTERM)
-    so_attach_filter = 26  # Linux's number, which Python's socket module does not have
 
     def drain(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, stop)  # a second one stops it at once
-        let_nothing_in = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # one instruction: return 0
-        program = struct.pack("HP", 1, ctypes.addressof(let_nothing_in))
         for each in server.LISTENERS:
-            with contextlib.suppress(OSError):  # not on Linux
-                each.setsockopt(socket.SOL_SOCKET, so_attach_filter, program)
+            each.sock.listen(0)
         give_up = time.monotonic() + DRAIN_SECONDS
         while _backlog(server.LISTENERS) > 0 and time.monotonic() < give_up:
             time.sleep(0.01)

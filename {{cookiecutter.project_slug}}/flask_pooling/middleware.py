@@ -15,8 +15,7 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, ServiceUnavailable
 from werkzeug.wsgi import FileWrapper
 
-from flask_pooling import watchdog
-from flask_pooling.engine import WEB
+from flask_pooling import process, watchdog
 from flask_pooling.metrics import metrics
 from flask_pooling.settings import Settings
 
@@ -34,21 +33,9 @@ RECEIVED = 1024
 SENT = 64 * 1024
 
 
-_planned = [False]
-
-
-def started_by_hooks() -> None:
-    """Say that this process, or the one that it was forked from, was started with gunicorn.conf.py."""
-    _planned[0] = True
-
-
-def has_the_plan(process: str) -> bool:
-    return _planned[0] and process == WEB
-
-
 def refuse_without_the_plan() -> None:
     """A server that knows nothing of the plan may have any number of workers, and has asked nobody whether they fit."""
-    if current_app.testing or has_the_plan(current_app.extensions["flask_pooling"].process):
+    if current_app.testing or process.has_the_plan(current_app.extensions["flask_pooling"].process):
         return
     how = "start `gunicorn` in the folder of gunicorn.conf.py, without naming an app"
     log.error("this server was not started with gunicorn.conf.py, and has no plan: %s", how)

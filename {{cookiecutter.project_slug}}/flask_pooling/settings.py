@@ -6,6 +6,7 @@ says what its value may be; :meth:`Settings.problems` says how values depend on 
 
 import contextlib
 import difflib
+import logging
 import inspect
 import ipaddress
 import json
@@ -21,9 +22,10 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    PrivateAttr,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
-    create_model,
     field_validator,
 )
 from pydantic.fields import FieldInfo
@@ -51,7 +53,11 @@ SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SA
 # Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
 INJECTED = re.compile(r"(tcp|udp|sctp)://")
 PREFIXES = ("APP_", "DB_", "WEB_")
-OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to count as misspelt
+# How alike two names are, by difflib. One letter of ten is wrong or missing: it can be nothing else. Less: it is warned of.
+MISSPELT, LIKE = 0.93, 0.85
+OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to be warned of
+
+log = logging.getLogger(__name__)
 
 
 class SettingsError(RuntimeError):
@@ -145,15 +151,26 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class Settings(BaseSettings):
-    """What the plan, the pools and gunicorn are made from. README.md has the meaning and the unit of each."""
+    """What the plan, the pools and gunicorn are made from. README.md has the meaning and the unit of each.
+
+    An empty variable is one that is not set.
+    """
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", arbitrary_types_allowed=True, enable_decoding=False, env_file_encoding="utf-8-sig"
+        frozen=True,
+        extra="ignore",
+        arbitrary_types_allowed=True,
+        enable_decoding=False,
+        env_file_encoding="utf-8-sig",
+        env_ignore_empty=True,
     )
 
-    # What the service is called: its connections carry the name, and so do its metrics' folder and its locks.
-    service_name: ClassVar[str] = "flask"
+    # Whether a name that is almost one of these stops the start. In an app that had settings before it is a warning.
+    strict: ClassVar[bool] = False
 
+    _name: str = PrivateAttr("flask")
+
+    app_job: str | None = Field(None, pattern="^[a-z][a-z0-9_-]*$")
     app_instances: Whole = Field(2, ge=1, le=262_143)
     app_jobs: Jobs = Field(default_factory=dict)
     port: Whole = Field(8000, ge=1, le=MAX_PORT)
@@ -182,18 +199,20 @@ class Settings(BaseSettings):
     web_probe_port: Annotated[Whole | None, BeforeValidator(_not_injected)] = Field(None, ge=0, le=MAX_PORT)
 
     @classmethod
-    def load(cls, *, numbers_only: bool = False) -> Self:
+    def load(cls, *, name: str = "flask", numbers_only: bool = False, **given: Any) -> Self:
         """Read the environment.
 
+        :param name: what the service is called, where the class does not say it.
+        :param given: settings that come before the environment's.
         :param numbers_only: for `flask pool plan`, which is arithmetic: no secret and no database is needed, and
             whether the numbers fit together is what is asked.
         :raises SettingsError: with all problems at once.
         """
-        given = {name.upper(): value for name, value in cls.environment().items()}
-        problems = [*dead_keys(given), *_misspelt(given, cls)]
+        environ = {variable.upper(): value for variable, value in cls.environment().items() if value}
+        problems = [*(dead_keys(environ) if cls.strict else ()), *_misspelt(environ, cls)]
         wrong: dict[str, Any] = {}
         try:
-            settings = cls()
+            settings = cls(**given)
         except ValidationError as error:
             # What a validator of the whole model says belongs to no field.
             problems += [_reason(found) for found in error.errors() if not found["loc"]]
@@ -201,30 +220,32 @@ class Settings(BaseSettings):
             fields = {alias: (name, field) for name, field in cls.model_fields.items() for alias in _names(name, field)}
             problems += [
                 _problem(
-                    _alias(name, fields, given),
-                    given,
+                    _alias(alias, fields, environ),
+                    environ,
                     found,
-                    secret=name not in Settings.model_fields and _may_be_secret(fields[name][1].annotation),
+                    secret=alias not in Settings.model_fields and _may_be_secret(fields[alias][1].annotation),
                 )
-                for name, found in wrong.items()
-                if name in Settings.model_fields or not numbers_only
+                for alias, found in wrong.items()
+                if alias in Settings.model_fields or not numbers_only
             ]
             # What depends on other values is looked at with the defaults in the place of those that are wrong.
-            defaults = {
-                name: None if field.is_required() else field.get_default(call_default_factory=True)
-                for name, field in map(fields.__getitem__, wrong)
-            }
-            untyped: dict[str, Any] = dict.fromkeys(defaults, (Any, None))
+            defaults = {alias: fields[alias][1].get_default(call_default_factory=True) for alias in wrong}
             try:
-                settings = create_model(cls.__name__, __base__=cls, **untyped)(**defaults)
-            except Exception:  # noqa: BLE001  # a validator of the whole model cannot do with these defaults
+                settings = cls(**given | defaults)
+            except ValidationError:  # one of them has no default
                 raise SettingsError(problems) from None
+        settings._name = name
         if not numbers_only:
-            said = [name.upper() for name in wrong]
-            problems += [found for found in settings.problems() if not any(name in found for name in said)]
+            said = [alias.upper() for alias in wrong]
+            problems += [found for found in settings.problems() if not any(alias in found for alias in said)]
         if problems:
             raise SettingsError(problems)
         return settings
+
+    @classmethod
+    def takes(cls, variable: str, value: str) -> bool:
+        """Whether a setting would take this value."""
+        return _takes(cls.model_fields[variable.lower()], value)
 
     @classmethod
     def environment(cls) -> Mapping[str, str]:
@@ -297,10 +318,20 @@ class Settings(BaseSettings):
         return self.port + 1 if self.web_probe_port is None else self.web_probe_port
 
     @property
+    def service_name(self) -> str:
+        """What the service is called: its connections carry the name, and so does its folder of metrics."""
+        return self._name
+
+    @property
     def in_production(self) -> bool:
-        """Whether this is production: then metrics are on the probe port alone, and only what gunicorn.conf.py starts
-        serves."""
-        return True
+        """Whether this is production: then metrics are on the probe port alone."""
+        return os.environ.get("APP_ENV", "production") not in {"development", "testing"}
+
+    @property
+    def refuses_strangers(self) -> bool:
+        """Whether a server that gunicorn.conf.py has not started gets 503 for each request. In an app that was there
+        before, only where its environment says that this is production."""
+        return self.in_production and (self.strict or "APP_ENV" in os.environ)
 
     @property
     def lock_timeout(self) -> float:
@@ -312,28 +343,65 @@ class Settings(BaseSettings):
 # --- what is said of a wrong value -----------------------------------------------------------------------------------
 
 
-def dead_keys(names: Mapping[str, Any]) -> Iterator[str]:
-    """The keys that Flask-SQLAlchemy ignores, wherever they were set, and what to set instead."""
+def dead_keys(names: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Iterator[str]:
+    """Name the keys that Flask-SQLAlchemy ignores, wherever they were set, and what to set instead.
+
+    :param options: the engine's. What an app hands on to them is not ignored, and is a warning.
+    """
     for dead, living in DEAD_KEYS.items():
         if dead in names:
             why = f"Flask-SQLAlchemy has ignored this key since 3.0; set {living} in the environment"
-            yield f"{_named(dead, names[dead])}: {why}"
+            said = f"{_named(dead, names[dead])}: {why}"
+            if str((options or {}).get(dead.removeprefix("SQLALCHEMY_").lower())) == str(names[dead]):
+                log.warning("%s", said)
+            else:
+                yield said
 
 
 def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[str]:
-    """Names that are almost one of ours. Others pass: Kubernetes injects DB_PORT, WEB_SERVICE_HOST and the like."""
-    known = {name.upper() for name in settings.model_fields}
+    """Name what is almost one of our settings. Others pass: Kubernetes injects DB_PORT, WEB_SERVICE_HOST and the like.
+
+    What can be nothing else is a problem where the class is strict; anything less near is a warning.
+    """
+    known = {name.upper(): field for name, field in settings.model_fields.items()}
     for name, value in sorted(given.items()):
         readable = name.strip("\ufeff \t\r")  # a byte order mark is what an editor leaves at the start of a file
         if name in known or not readable.startswith(PREFIXES) or INJECTED.match(value):
             continue
-        cutoff = 0.9 if name.endswith(OFTEN_INJECTED) else 0.85
-        if near := difflib.get_close_matches(readable, known, n=1, cutoff=cutoff):
-            if near[0].startswith(PREFIXES):  # DB_TIMEOUT is almost WEB_TIMEOUT, but means one of the database's
-                near = difflib.get_close_matches(readable, [name for name in known if name[:3] == readable[:3]]) or near
-            field = near[0].lower()
-            secret = field not in Settings.model_fields and _may_be_secret(settings.model_fields[field].annotation)
-            yield f"{_named(ascii(name)[1:-1], value, secret=secret)}: no such setting; did you mean {near[0]}?"
+        near = _nearest(readable, list(known))
+        if near is None:
+            continue
+        field = known[near]
+        secret = near.lower() not in Settings.model_fields and _may_be_secret(field.annotation)
+        said = f"{_named(ascii(name)[1:-1], value, secret=secret)}: no such setting; did you mean {near}?"
+        if settings.strict and _alike(readable, near) >= MISSPELT and _takes(field, value):
+            yield said
+        else:
+            log.warning("%s", said)
+
+
+def _nearest(name: str, known: list[str]) -> str | None:
+    """The setting that a name may have been meant for: DB_POOL for DB_POOL_SIZE, WEB_TREADS for WEB_THREADS."""
+    injected = name.endswith(OFTEN_INJECTED)
+    words, of_its_kind = set(name.split("_")), [each for each in known if each[:3] == name[:3]]
+    longer = [each for each in of_its_kind if words < set(each.split("_")) and "DB" in words and not injected]
+    near = max(of_its_kind, key=lambda each: _alike(name, each), default="")
+    return longer[0] if longer else near if _alike(name, near) >= (MISSPELT if injected else LIKE) else None
+
+
+def _alike(one: str, other: str) -> float:
+    """How alike two names are, from 0 to 1. An underscore or an S more or less makes no difference."""
+    bare = [re.sub("[_-]|S$", "", each) for each in (one, other)]
+    return difflib.SequenceMatcher(None, *bare).ratio()
+
+
+def _takes(field: FieldInfo, value: str) -> bool:
+    """Whether a setting would take this value. APP_INSTANCE=i-0abc is another program's."""
+    try:
+        TypeAdapter(field.rebuild_annotation(), config={"arbitrary_types_allowed": True}).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _names(name: str, field: FieldInfo) -> list[str]:

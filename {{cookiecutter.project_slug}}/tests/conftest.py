@@ -150,15 +150,21 @@ def empty_tables(url: str) -> None:
 
 @pytest.fixture
 def make_app(environ: dict[str, str]) -> Iterator[Callable[..., Flask]]:
-    """A function that makes an app as a web worker has it: `make_app()`, `make_app(WEB_THREADS=3)`,
-    `make_app(web=False)`. Their engines are disposed of at the end."""
+    """A function that makes an app as a web worker has it, with other settings: `make_app(WEB_THREADS=3)`. With
+    `web=False` it is a shell's, with `job="worker"` a job's. The engines are disposed of at the end.
+
+    `create_app({"TESTING": True})` of Flask's tutorial works as well: on a SQLite file, as a shell has it.
+    """
     made: list[Flask] = []
 
     def make(*, web: bool = True, job: str | None = None, **more: object) -> Flask:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in more.items():
                 patch.setenv(name, str(value))
-            app = create_app(web=web and not job, job=job)
+            if job:
+                patch.setenv("APP_JOB", job)
+            patch.setattr("flask_pooling.process.in_gunicorn", web and not job)
+            app = create_app()
         app.testing = True
         made.append(app)
         return app

@@ -1,0 +1,31 @@
+"""Finds out what kind of process this is: a worker of gunicorn, a job of APP_JOBS, or anything else."""
+
+from flask_pooling.settings import Settings, SettingsError
+
+# A job has its name in APP_JOBS instead.
+WEB = "web"  # a worker of gunicorn
+CLI = "cli"  # a shell, a cron job, a migration
+
+# True in the process that has read gunicorn.conf.py, and in its workers, which are forked from it.
+in_gunicorn = False
+
+
+def of(settings: Settings) -> str:
+    """Say which kind this process is.
+
+    :raises SettingsError: APP_JOB names a job that is not in APP_JOBS.
+    """
+    return WEB if in_gunicorn else checked(settings.app_job or CLI, settings)
+
+
+def checked(process: str, settings: Settings) -> str:
+    """Take `web`, `cli` and the jobs of APP_JOBS, and nothing else."""
+    if process in {WEB, CLI, *settings.app_jobs}:
+        return process
+    planned = ", ".join(settings.app_jobs) or "none"
+    raise SettingsError([f"the job {process!r} is not in APP_JOBS, which has {planned}; add {process}=COPIESxCONNECTIONS"])
+
+
+def has_the_plan(process: str) -> bool:
+    """Whether this is a web worker that gunicorn.conf.py has started."""
+    return in_gunicorn and process == WEB
