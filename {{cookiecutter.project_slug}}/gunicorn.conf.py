@@ -1,7 +1,8 @@
 """gunicorn's settings, from the same plan that sizes the pools. gunicorn reads this file where it is started.
 
-`make plan` shows the numbers, and where they come from. Workers, threads, their class and the timeouts cannot be changed
-here or on gunicorn's command line, since the pools would not follow: WEB_CONCURRENCY and the other variables change both.
+`make plan` shows the numbers, and where they come from. Change workers, threads, their class and the two timeouts by
+their variables (WEB_CONCURRENCY ...), since the pools follow those. What is written here instead, or on gunicorn's
+command line, is refused.
 """
 
 import logging

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 from sqlalchemy.engine import Engine, make_url
 
 import flask_pooling
-from flask_pooling import metrics
+from flask_pooling import extension, metrics, process
 from tests.library.plain import create_app, db
 from tests.serving import ROOT
 
@@ -32,11 +33,11 @@ def make_plain(environ: dict[str, str]) -> Iterator[Callable[..., Flask]]:
     made: list[Flask] = []
 
     def make(*, web: bool = True, job: str | None = None, binds: dict[str, Any] | None = None, **more: object) -> Flask:
-        process = job or (flask_pooling.WEB if web else flask_pooling.CLI)
+        kind = job or (flask_pooling.WEB if web else flask_pooling.CLI)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in more.items():
                 patch.setenv(name, str(value))
-            app = create_app(process=process, binds=binds)
+            app = create_app(process=kind, binds=binds)
         app.testing = True
         made.append(app)
         return app
@@ -95,12 +96,18 @@ def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> Any
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv(metrics.DIRECTORY, "/")  # no folder is made
     monkeypatch.setattr(metrics, "keep_in", lambda folder: None)
+    monkeypatch.setattr(extension, "registered", weakref.WeakSet())  # a process of its own has no apps yet
+    monkeypatch.setattr(process, "in_gunicorn", False)
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["gunicorn", *words])
     return WSGIApplication()
 
 
 def start(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> None:
-    """What gunicorn looks at before it serves, for a start that is refused there: SystemExit has the message."""
+    """What gunicorn does before it serves, for a start that is refused there: SystemExit has the message."""
     app = load(monkeypatch, *words, **environ)
-    app.cfg.on_starting(SimpleNamespace(cfg=app.cfg, app=app, log=logging.getLogger(__name__)))
+    server = SimpleNamespace(cfg=app.cfg, app=app, log=logging.getLogger(__name__))
+    app.cfg.nworkers_changed(server, app.cfg.workers, None)
+    if app.cfg.preload_app:
+        app.wsgi()
+    app.cfg.on_starting(server)

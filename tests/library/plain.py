@@ -57,7 +57,11 @@ class Elsewhere(db.Model):
 class Settings(flask_pooling.Settings):
     service_name: ClassVar[str] = NAME
 
-    database_url: DatabaseUrl | None = None
+    database_url: DatabaseUrl = sa.make_url("sqlite:///plain.db")
+
+    @property
+    def in_production(self) -> bool:
+        return True
 
 
 def create_app(*, process: str | None = None, binds: dict[str, Any] | None = None, **config: Any) -> Flask:

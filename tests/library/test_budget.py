@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.engine import make_url
 
@@ -181,7 +182,7 @@ def test_the_live_server_is_asked(make_plain: Callable[..., Flask], postgres_url
     with superuser(postgres_url) as admin, engine_of(web).connect(), engine_of(job).connect():
         admin.execute("alter role app connection limit 50")
         try:
-            asked = budget.ask(settings, url)
+            asked = budget.ask(settings, sa.create_engine(url, poolclass=sa.NullPool), NAME)
         finally:
             admin.execute("alter role app connection limit -1")
             for connection in another:

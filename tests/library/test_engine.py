@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 import flask_pooling
 from flask_pooling import SettingsError, engine, run
+from flask_pooling.engine import engine_options
 from scripts import postgres
 from tests.library.conftest import engine_of, superuser
 from tests.library.plain import NAME, Elsewhere, Item, Settings, db
@@ -40,7 +41,7 @@ class TestArguments:
     def of(self, process: str = flask_pooling.WEB, more: str = "") -> dict[str, Any]:
         settings = Settings.load()
         url = settings.database_url.update_query_string(more)
-        arguments: dict[str, Any] = flask_pooling.engine_options(settings, url, process=process)["connect_args"]
+        arguments: dict[str, Any] = engine_options(settings, url, process=process)["connect_args"]
         return arguments
 
     def test_every_wait_on_the_network_is_limited(self) -> None:
@@ -336,35 +337,6 @@ def killed_after(seconds: int, child: int) -> Iterator[None]:
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize(
-    ("options", "binds", "says"),
-    [
-        (
-            {},
-            1,
-            r"SQLALCHEMY_BINDS\['other'\]: its pool may open 5 \+ 10 connections, and the plan counts 4; set it to",
-        ),
-        ({"pool_size": 4, "max_overflow": -1}, 1, r"may open 4 \+ -1"),
-        ({"pool_size": 0, "max_overflow": 0}, 1, r"may open 0 \+ -1"),
-        (
-            {"pool_size": 4, "max_overflow": 0},
-            0,
-            r"DB_BINDS=0: .* 1 on Postgres \('other'\), and the plan counts each; set DB_BINDS=1",
-        ),
-        ({"poolclass": sa.NullPool}, 0, "set DB_BINDS=1"),
-        ({"poolclass": sa.StaticPool}, 1, "does not count a StaticPool"),
-    ],
-)
-def test_a_bind_that_the_plan_does_not_count_is_refused(
-    make_plain: MakePlain, other_database: str, options: dict[str, Any], binds: int, says: str
-) -> None:
-    """With the remedy. Its connections would come on top of what was planned."""
-    url = sa.make_url(other_database).set(drivername="postgresql+psycopg")
-    with pytest.raises(SettingsError, match=says):
-        make_plain(binds={"other": {"url": url, **options}}, DB_BINDS=binds)
-
-
-@pytest.mark.postgres
 def test_a_bind_that_is_counted_is_in_the_sum(two: Flask) -> None:
     """Every worker has two pools."""
     plan = two.extensions["flask_pooling"].settings.plan
@@ -378,7 +350,6 @@ def test_a_dead_key_in_the_apps_config_is_refused(make_plain: MakePlain) -> None
     app = Flask("dead")
     app.config["SQLALCHEMY_POOL_SIZE"] = 20
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///dead.db"
-    db.init_app(app)
     with pytest.raises(SettingsError, match=r"SQLALCHEMY_POOL_SIZE=20: .*set DB_POOL_SIZE"):
         flask_pooling.init_app(app, db, make_plain().extensions["flask_pooling"].settings)
 

@@ -15,6 +15,7 @@ from psycopg import sql
 from sqlalchemy.engine import make_url
 
 from scripts import postgres
+from flask_pooling import SettingsError
 from tests import serving as run
 from tests.library.conftest import engine_of, start, superuser
 from tests.library.plain import db
@@ -238,5 +239,5 @@ def test_an_address_that_is_not_ours_is_one_line(monkeypatch: pytest.MonkeyPatch
 
 def test_options_that_a_web_worker_cannot_have_stop_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Naming the setting."""
-    with pytest.raises(SystemExit, match="statement_timeout in PGOPTIONS: set DB_STATEMENT_TIMEOUT instead"):
+    with pytest.raises(SettingsError, match="statement_timeout in PGOPTIONS: set DB_STATEMENT_TIMEOUT instead"):
         start(monkeypatch, PGOPTIONS="-c statement_timeout=1h")

@@ -57,13 +57,6 @@ def test_gunicorn_runs_what_was_planned(monkeypatch: pytest.MonkeyPatch, more: d
 
 
 @once
-def test_development_reloads_and_does_not_preload(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gunicorn's reloader and preload exclude each other."""
-    cfg = load(monkeypatch, APP_ENV="development").cfg
-    assert (cfg.preload_app, cfg.reload) == (False, True)
-
-
-@once
 @pytest.mark.usefixtures("production")
 def test_gunicorn_believes_no_proxy_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not one on this machine either, as it would by default: WEB_TRUSTED_PROXIES alone says who is believed."""
@@ -80,6 +73,8 @@ def test_gunicorn_believes_no_proxy_by_itself(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--workers", "2000"], "leave it out"),
+        (["--worker-class", "gevent"], "leave it out"),
         (["--workers", "9"], "set WEB_CONCURRENCY=9 instead"),
         (["--threads", "40"], "set WEB_THREADS=40 instead"),
         (["--worker-class", "sync"], "set WEB_WORKER_CLASS=sync instead"),
@@ -123,11 +118,11 @@ def test_a_port_in_use_is_said_at_once(monkeypatch: pytest.MonkeyPatch, variable
 
 
 @pytest.mark.postgres
-@pytest.mark.usefixtures("environ")
-def test_an_app_that_is_not_a_web_workers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`gunicorn wsgi:app` in the project's folder: it would have no pool."""
-    with pytest.raises(SystemExit, match="start `gunicorn` without naming an app"):
-        start(monkeypatch, "wsgi:app")
+def test_any_name_of_the_app_will_do(environ: dict[str, str], tmp_path: Path) -> None:
+    """`gunicorn wsgi:app` is as good as naming none: the app finds out that it is in a worker."""
+    with serving(tmp_path / "log", "wsgi:app") as server:
+        assert call(server.port, "GET", "/readyz")[0] == 200
+    assert "plan: " in server.log.read_text()
 
 
 @pytest.mark.postgres
@@ -220,33 +215,6 @@ def connects(address: tuple[str, int]) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(address, 0.2):
         return True
     return False
-
-
-FORK_AND_TELL = """
-import logging, os, signal, time
-from flask_pooling import gunicorn
-for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-    signal.signal(number, lambda *_: None)  # as the master's, which only note the signal
-gunicorn.end_workers_that_only_start()
-for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-    if (child := os.fork()) == 0:
-        time.sleep(20)
-        os._exit(0)
-    os.kill(child, number)  # at once, before it has done anything
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number)
-    os.kill(os.getpid(), number)  # and this process goes on
-for name in ("SIGINT", "SIGQUIT", "SIGKILL"):
-    logging.getLogger("gunicorn.error").warning("Worker (pid:%s) was sent %s!", 7, name)
-"""
-
-
-@once
-def test_a_worker_that_only_starts_ends_when_it_is_told() -> None:
-    """Between the fork and its own handlers it has those of the master, which would lose the signal. That it was told
-    is nothing to warn of; that somebody killed it is."""
-    done = command("python", "-c", FORK_AND_TELL)
-    assert done.stdout.split() == ["True"] * 3, done.stderr
-    assert done.stderr == "Worker (pid:7) was sent SIGKILL!\n"
 
 
 MAKE_AND_SAY = """

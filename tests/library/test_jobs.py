@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from flask import Flask
 from psycopg import sql
 
-from app import create_app
 from flask_pooling import SettingsError, machine, plan
 from tests.library.conftest import engine_of, load, superuser
 from tests.library.plain import NAME
@@ -56,9 +55,9 @@ def test_a_job_has_its_share(make_plain: Callable[..., Flask], job: str, connect
             assert connection.scalar(sa.text(f"show {name}")) == value
 
 
-def test_an_unknown_job_is_refused(make_plain: Callable[..., Flask], environ: dict[str, str]) -> None:
-    """By the machinery and by the factory: its pool would be one that nobody counted."""
-    for make in (make_plain, create_app):
+def test_an_unknown_job_is_refused(make_plain: Callable[..., Flask], make_app: Callable[..., Flask]) -> None:
+    """Whether the code or APP_JOB names it: its pool would be one that nobody counted."""
+    for make in (make_plain, make_app):
         with pytest.raises(SettingsError, match=r"'wroker'.* APP_JOBS"):
             make(job="wroker")
 

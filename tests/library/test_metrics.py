@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
-from prometheus_client import REGISTRY
-from werkzeug.test import Client
 
-from flask_pooling import metrics, reload
+from flask_pooling import metrics
 from tests.library.conftest import engine_of
 from tests.serving import ROOT, environment
 
@@ -112,21 +110,3 @@ def app(environ, start_response):
     start_response("200 OK", [])
     return []
 """
-
-
-@pytest.mark.sqlite
-def test_a_metric_of_the_owners_and_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In development: each try to load the app makes the metric anew, so the one of the try before has to go."""
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(reload, "finish_on_ctrl_c", lambda: None)
-    path, before = tmp_path / "mistaken.py", reload.collectors()
-    path.write_text(MISTAKEN + "mistake\n")
-    app = reload.Reloaded("mistaken:app")
-    for _ in range(2):
-        assert "NameError: name 'mistake' is not defined" in Client(app).get("/").text
-    path.write_text(MISTAKEN + SERVES)
-    try:
-        assert Client(app).get("/").status_code == 200
-    finally:
-        for each in reload.collectors() - before:
-            REGISTRY.unregister(each)

@@ -48,7 +48,7 @@ def test_the_examples_in_the_docstrings_are_true() -> None:
         (2, 4096, 100, 500, {"pooler": "pgbouncer"}, (3, 4, 4, 6000, 87)),
     ],
 )
-def test_worked_examples(
+def test_worked_examples(  # noqa: PLR0917  # the numbers of an example
     cpus: float, memory_mib: int, max_connections: int, instances: int, more: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
     """Workers, threads, pool, peak and usable, as the design has them."""

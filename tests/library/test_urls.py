@@ -6,7 +6,8 @@ from urllib.parse import quote
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from flask_pooling import SettingsError, engine_options, urls
+from flask_pooling import SettingsError, urls
+from flask_pooling.engine import engine_options
 from tests.library.plain import Settings
 
 pytestmark = [pytest.mark.sqlite, pytest.mark.usefixtures("production")]  # nobody connects: once is enough
@@ -100,7 +101,6 @@ def test_a_password_with_an_at_sign_is_refused_and_not_shown(monkeypatch: pytest
         ("postgresql+asyncpg://u:hunter2@h/d", "postgresql+asyncpg:// is not supported"),
         ("jdbc:postgresql://h/d?user=u&password=hunter2", urls.EXPECTED),
         ("hunter2", urls.EXPECTED),
-        ("", urls.EXPECTED),
         ("postgresql://u:hunter2@h:port/d", urls.EXPECTED),
         ("postgresql://u:hunter2@h:99999/d", "port has a value that libpq does not know"),
         ("postgresql://u:hunter2@h/d?hunter2", urls.EXPECTED),

@@ -27,7 +27,7 @@ import time
 import flask_pooling
 from app import create_app
 
-app = create_app(web=True)
+app = create_app()
 
 @app.get("/hang")
 def hang():

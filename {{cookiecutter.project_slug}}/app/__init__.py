@@ -21,7 +21,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     from app.extensions import db, migrate
 
     config = config or {}
-    settings = Settings.load(**({"app_env": "testing"} if config.get("TESTING") else {}))
+    settings = Settings.load(app_env="testing") if config.get("TESTING") else Settings.load()
 
     app = Flask(__name__)
     app.config.from_mapping(for_flask(settings))

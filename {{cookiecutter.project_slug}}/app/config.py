@@ -74,7 +74,7 @@ class Settings(flask_pooling.Settings):
         if self.app_env not in POOLS:
             yield f"APP_ENV={self.app_env}: has no row in POOLS of app/config.py; add one"
         if "APP_ENV" in _dotenv():
-            yield "APP_ENV in .env: it is read from the environment alone, and `make` sets it; take the line out of .env"
+            yield "APP_ENV in .env: it is read from the environment alone, where `make` sets it; take it out of .env"
         yield from _secret_problems(self)
         yield from _database_problems(self)
 

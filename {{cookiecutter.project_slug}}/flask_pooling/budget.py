@@ -101,16 +101,13 @@ class Verdict:
 
 
 def ask(settings: Settings, engine: Engine, name: str) -> Server:
-    """Ask over a connection of the app's own engine, closed again before anything forks.
+    """Ask over a connection of the app's own engine.
 
     :param name: what the server calls the web workers' connections.
     :raises sqlalchemy.exc.OperationalError: the server cannot be reached, or has no connection to spare.
     """
-    try:
-        with engine.connect() as connection:
-            facts = dict(connection.execute(FACTS, {"with_binds": settings.db_binds > 0}).mappings().one())
-    finally:
-        engine.dispose()
+    with engine.connect() as connection:
+        facts = dict(connection.execute(FACTS, {"with_binds": settings.db_binds > 0}).mappings().one())
     connected = facts.pop("connected")
     # By the role and the database as well: another environment on the same server has the same names.
     by_name = {name: connections for name, may_be_ours, connections in connected if may_be_ours}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import Engine
@@ -115,7 +114,5 @@ def _more_binds_than_planned(merged: options.Merged, settings: Settings) -> list
     names = [repr(key) for key in watched if merged.options[key]["url"].get_backend_name() == "postgresql"]
     if len(names) <= settings.db_binds:
         return []
-    return [
-        f"DB_BINDS={settings.db_binds}: SQLALCHEMY_BINDS has {len(names)} on Postgres ({', '.join(names)}), and the plan"
-        f" counts each; set DB_BINDS={len(names)}"
-    ]
+    said = f"SQLALCHEMY_BINDS has {len(names)} on Postgres ({', '.join(names)}), and the plan counts each"
+    return [f"DB_BINDS={settings.db_binds}: {said}; set DB_BINDS={len(names)}"]

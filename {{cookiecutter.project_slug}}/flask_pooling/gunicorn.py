@@ -164,8 +164,8 @@ class Hooks:
         self.join_later_ones(server)
         self._refuse_what_is_not_planned(server)
         self._refuse_a_port_in_use(server)
-        empty_pools(close=True)  # a factory that asks the database would leave a connection here, beside the workers'
         self._check_the_budget(server)
+        empty_pools(close=True)  # what was asked with, or by the app's factory, would be one beside the workers'
         if self.settings.probe_port:
             self.listener = probes.listen(self.settings.web_host, self.settings.probe_port)
         self.owner = os.getpid()  # a daemon has another id than what read gunicorn.conf.py

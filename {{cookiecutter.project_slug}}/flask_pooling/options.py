@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 
 from flask_pooling import engine, urls
 from flask_pooling.process import CLI, WEB
-from flask_pooling.settings import Settings
+from flask_pooling.settings import Settings, SettingsError
 
 Pools = tuple[type[engine.NullPool] | type[engine.QueuePool], type[engine.NullPool] | type[engine.QueuePool]]
 
@@ -28,7 +28,7 @@ AROUND_THE_PLAN = {
     "pool": "a pool of your own is not counted by the plan",
     "creator": "what it opens has none of the plan's limits; to fetch a password, use SQLAlchemy's do_connect event",
 }
-AUTOCOMMIT = "every statement would be committed by itself, and nothing rolled back; use flask_pooling.run for one statement"
+AUTOCOMMIT = "it would commit each statement by itself, and roll nothing back; use flask_pooling.run for one statement"
 
 
 @dataclass(kw_only=True)
@@ -74,12 +74,18 @@ def merge(app: Flask, db: SQLAlchemy, settings: Settings, process: str, pools: P
             merged.problems.append(f"{'SQLALCHEMY_DATABASE_URI' if key is None else where}: {error}")
             continue
         told = _told(url, theirs) if is_postgres else url
-        pool = (pools or (engine.QueuePool, engine.NullPool))[process == CLI]
-        ours = engine.engine_options(settings, told, process=process, pool=pool)
-        merged.problems += _refused(theirs, ours, where, process)
         if is_postgres:
             connect = settings.db_connect_timeout if "db_connect_timeout" in settings.model_fields_set else None
-            merged.problems += urls.problems(told, where, connect=connect, wait=settings.db_pool_timeout)
+            if found := [*urls.problems(told, where, connect=connect, wait=settings.db_pool_timeout)]:
+                merged.problems += found
+                continue
+        pool = (pools or (engine.QueuePool, engine.NullPool))[process == CLI]
+        try:
+            ours = engine.engine_options(settings, told, process=process, pool=pool)
+        except SettingsError as error:  # PGOPTIONS
+            merged.problems += error.problems
+            continue
+        merged.problems += _refused(theirs, ours, where, process)
         left = PLANNED if "pool_size" in ours else PLANNED | OF_A_QUEUE
         kept = {name: value for name, value in theirs.items() if name not in left}
         both = kept.get("connect_args", {}), ours["connect_args"]  # for Postgres, ours say what theirs say
@@ -97,7 +103,7 @@ def bind(app: Flask, db: SQLAlchemy, merged: Merged) -> None:
     if (first := options.pop(None, None)) is not None:
         url = first.pop("url")
         # A text where the app had a text: migrations/env.py of older versions of Flask-Migrate reads it.
-        app.config["SQLALCHEMY_DATABASE_URI"] = url.render_as_string(hide_password=False) if isinstance(url, URL) else url
+        app.config["SQLALCHEMY_DATABASE_URI"] = _text(url)
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = first
     app.config["SQLALCHEMY_BINDS"] = options
     always, db._engine_options = db._engine_options, {}  # the constructor's are merged already
@@ -112,12 +118,15 @@ def _usable(url: Any) -> URL:
 
     :raises ValueError: it cannot be used, or would change the driver in silence.
     """
-    text = url.render_as_string(hide_password=False) if isinstance(url, URL) else str(url)
-    found: URL = urls.database_url(text)
-    if text.startswith("postgresql:") and importlib.util.find_spec("psycopg2"):
-        if sa.make_url("postgresql://").get_dialect().driver == "psycopg2":  # SQLAlchemy 2.0's default
-            raise ValueError("postgresql:// is psycopg2 here, and the pools need psycopg 3; write postgresql+psycopg://")
+    found: URL = urls.database_url(_text(url))
+    means_psycopg2 = sa.make_url("postgresql://").get_dialect().driver == "psycopg2"  # SQLAlchemy 2.0's default
+    if _text(url).startswith("postgresql:") and means_psycopg2 and importlib.util.find_spec("psycopg2"):
+        raise ValueError("postgresql:// is psycopg2 here, and the pools need psycopg 3; write postgresql+psycopg://")
     return found
+
+
+def _text(url: Any) -> str:
+    return url.render_as_string(hide_password=False) if isinstance(url, URL) else str(url)
 
 
 def _told(url: URL, theirs: Mapping[str, Any]) -> URL:
@@ -135,7 +144,8 @@ def _refused(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str, pro
     levels = [theirs.get("isolation_level"), theirs.get("execution_options", {}).get("isolation_level")]
     if "AUTOCOMMIT" in levels or theirs.get("connect_args", {}).get("autocommit"):
         yield f"{where}: AUTOCOMMIT: {AUTOCOMMIT}"
-    if theirs.get("connect_args", {}).get("prepare_threshold") and ours["connect_args"].get("prepare_threshold", 0) is None:
+    arguments, planned = theirs.get("connect_args", {}), ours["connect_args"]
+    if arguments.get("prepare_threshold") and planned.get("prepare_threshold", 0) is None:
         yield f"{where}: prepare_threshold: a pooler does not know what was prepared; leave it out"
     if process != WEB or "pool_size" not in ours:
         return  # a shell or a job shares this configuration, and has a pool of its own

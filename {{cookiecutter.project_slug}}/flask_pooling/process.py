@@ -23,7 +23,8 @@ def checked(process: str, settings: Settings) -> str:
     if process in {WEB, CLI, *settings.app_jobs}:
         return process
     planned = ", ".join(settings.app_jobs) or "none"
-    raise SettingsError([f"the job {process!r} is not in APP_JOBS, which has {planned}; add {process}=COPIESxCONNECTIONS"])
+    how = f"add {process}=COPIESxCONNECTIONS"
+    raise SettingsError([f"the job {process!r} is not in APP_JOBS, which has {planned}; {how}"])
 
 
 def has_the_plan(process: str) -> bool:

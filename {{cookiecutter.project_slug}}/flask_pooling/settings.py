@@ -6,10 +6,10 @@ says what its value may be; :meth:`Settings.problems` says how values depend on 
 
 import contextlib
 import difflib
-import logging
 import inspect
 import ipaddress
 import json
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,7 +53,7 @@ SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SA
 # Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
 INJECTED = re.compile(r"(tcp|udp|sctp)://")
 PREFIXES = ("APP_", "DB_", "WEB_")
-# How alike two names are, by difflib. One letter of ten is wrong or missing: it can be nothing else. Less: it is warned of.
+# How alike two names are, by difflib. A letter of ten is wrong or missing: it can be nothing else. Less is a warning.
 MISSPELT, LIKE = 0.93, 0.85
 OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to be warned of
 
@@ -392,7 +392,7 @@ def _nearest(name: str, known: list[str]) -> str | None:
 def _alike(one: str, other: str) -> float:
     """How alike two names are, from 0 to 1. An underscore or an S more or less makes no difference."""
     bare = [re.sub("[_-]|S$", "", each) for each in (one, other)]
-    return difflib.SequenceMatcher(None, *bare).ratio()
+    return difflib.SequenceMatcher(a=bare[0], b=bare[1]).ratio()
 
 
 def _takes(field: FieldInfo, value: str) -> bool:

@@ -89,7 +89,7 @@ def test_the_guides_numbers_work_where_they_fit(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.sqlite
 @pytest.mark.usefixtures("production")
 def test_the_form_of_flasks_tutorial(tmp_path: Path) -> None:
-    """`create_app({"TESTING": True, ...})` is a test's app, on the test's own database, whatever the environment says."""
+    """`create_app({"TESTING": True, ...})` is a test's app, on its own database, whatever APP_ENV says."""
     os.environ.pop("DATABASE_URL")  # `production` brings it back
     url = f"sqlite:///{tmp_path / 'own.db'}"
     app = create_app({"TESTING": True, "SQLALCHEMY_DATABASE_URI": url})
