@@ -26,7 +26,7 @@ FIRES_WITHIN_SECONDS = 60
 VIEWS = """
 import time
 from app import create_app
-app = create_app(web=True)
+app = create_app()
 db = app.extensions["flask_pooling"].db
 
 @app.get("/hang")

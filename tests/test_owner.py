@@ -268,7 +268,7 @@ def test_a_mistake_is_a_500_that_is_logged(service: Service):
 IN_PROCESS = """
 from flask import got_request_exception
 from app import create_app
-app = create_app(web=True)
+app = create_app()
 app.testing = True
 told = []
 got_request_exception.connect(lambda sender, exception: told.append(exception), app, weak=False)

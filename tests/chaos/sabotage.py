@@ -3,10 +3,7 @@
 
 Patches = tuple[tuple[str, str, str], ...]
 
-OVERFLOW: Patches = (
-    ("flask_pooling/engine.py", '"max_overflow": self.max_overflow,', '"max_overflow": 10,'),
-    ("flask_pooling/extension.py", "    if process == engine.CLI:\n        return []\n", "    return []\n"),
-)
+OVERFLOW: Patches = (("flask_pooling/engine.py", '"max_overflow": self.max_overflow,', '"max_overflow": 10,'),)
 
 NOTHING_IS_TRANSIENT: Patches = (
     (

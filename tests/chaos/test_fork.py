@@ -6,8 +6,6 @@ import pytest
 
 from chaos.harness import DEBIAN_POSTGRES, Clusters, Copy, Load, Project, Result, missing, record
 
-LAZY = (("gunicorn.conf.py", "preload_app = not reload", "preload_app = False"),)
-
 
 def reads(copy: Copy, requests: int, name: str, timeout: float = 30) -> Result:
     result = Result(
@@ -32,15 +30,13 @@ def reads(copy: Copy, requests: int, name: str, timeout: float = 30) -> Result:
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-@pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
-def test_fork(preload: bool, tls: bool, baked: Project, server: Clusters, tmp_path, long: bool) -> None:
+def test_fork(tls: bool, baked: Project, server: Clusters, long: bool) -> None:
     absent = missing(DEBIAN_POSTGRES / "postgres", "openssl") if tls else ""
     assert not absent, absent
-    project = baked if preload else baked.copy(tmp_path, LAZY)
     with server(debian=tls, tls=tls) as postgres:
         url = postgres.url(sslmode="require" if tls else "disable")
-        with Copy(project, url, CHAOS_USE_IN_MASTER=4) as copy:
-            name = f"{'preload' if preload else 'no preload'}, {'TLS' if tls else 'plain'}"
+        with Copy(baked, url, CHAOS_USE_IN_MASTER=4) as copy:
+            name = f"preload, {'TLS' if tls else 'plain'}"
             result = record(reads(copy, 100_000 if long else 1500, name))
     assert not result.missed
 

@@ -115,7 +115,7 @@ def blocks(kind: str) -> list[Any]:
 
 
 def needs_postgres(code: str) -> bool:
-    return bool(re.search(r"DATABASE_URL\"\]|web=True\)$|scripts\.connect_cost|pool check$", code, re.MULTILINE))
+    return bool(re.search(r"DATABASE_URL\"\]|create_app\(\)$|scripts\.connect_cost|pool check$", code, re.MULTILINE))
 
 
 def with_database(code: str, reader: dict[str, str], url: str) -> dict[str, str]:
@@ -414,7 +414,8 @@ def test_a_request_with_two_connections(
     }
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    app = create_app(web=True)
+    monkeypatch.setattr("flask_pooling.process.in_gunicorn", True)
+    app = create_app()
 
     def two() -> str:
         db.session.execute(sa.select(1))
@@ -436,7 +437,7 @@ def test_connections_that_were_idle_too_long_are_replaced_unseen(
     """The server's idle_session_timeout is shorter than the pool keeps connections."""
     monkeypatch.setenv("APP_ENV", "development")
     monkeypatch.setenv("DATABASE_URL", f"{own_server}&options=-c%20idle_session_timeout%3D250")
-    app = create_app(web=True)
+    app = create_app()
     with app.app_context():
         pids = set()
         for _ in range(2):

@@ -14,8 +14,8 @@ from flask import Flask
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from scripts import postgres
 from flask_pooling import SettingsError
+from scripts import postgres
 from tests import serving as run
 from tests.library.conftest import engine_of, start, superuser
 from tests.library.plain import db

@@ -5,7 +5,7 @@ import sqlalchemy as sa
 from app import create_app
 from app.extensions import db
 
-app = create_app(web=True)
+app = create_app()
 
 
 @app.get("/slow")

@@ -1,6 +1,6 @@
 """The baked service for a gunicorn without gunicorn.conf.py, which it would refuse to serve under in production."""
 
-from flask_pooling.middleware import started_by_hooks
+from flask_pooling import process
 
-started_by_hooks()
+process.in_gunicorn = True
 from baked import app  # noqa: E402, F401

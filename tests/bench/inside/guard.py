@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
+from flask_pooling import process
 from flask_pooling.engine import ConnectionGuard
 
 from app import create_app
@@ -14,7 +15,8 @@ from app.extensions import db
 
 CHECKS = 20_000
 
-with create_app(web=True).app_context():
+process.in_gunicorn = True  # a web worker's pool
+with create_app().app_context():
     engine = db.engine
 guard = next(each for each in engine.pool.dispatch.checkout if each.__qualname__.startswith(ConnectionGuard.__name__))
 proxy = engine.raw_connection()

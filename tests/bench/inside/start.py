@@ -11,7 +11,7 @@ bare = time.process_time()
 from app import create_app  # noqa: E402
 
 imported = time.process_time()
-create_app(web=True)
+create_app()
 built = time.process_time()
 used = os.times()
 found = {"import": imported - bare, "create_app": built - imported, "both": built - bare}

@@ -7,11 +7,12 @@ from collections import Counter
 from unittest import mock
 
 import sqlalchemy as sa
-from flask_pooling import SettingsError
+from flask_pooling import SettingsError, process
+from flask_pooling.engine import engine_options
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from app.config import Settings, engine_options, process
+from app.config import Settings
 
 NAMES = {name.upper() for name in Settings.model_fields}
 SECRET = "correcthorsebatterystaple0123456789xyz"  # noqa: S105
@@ -58,7 +59,7 @@ def start(changes: dict[str, str], sane: dict[str, str]) -> None:
     try:
         with mock.patch.dict(os.environ, environ, clear=True):
             made = Settings.load()
-            process(made, web=False, job=None)
+            process.of(made)
     except SettingsError as error:
         refusal = error
     else:
@@ -71,7 +72,7 @@ def start(changes: dict[str, str], sane: dict[str, str]) -> None:
         assert not [part for part in (PASSWORD, SECRET) if part in text], f"a secret in: {text}"
         return
     outcomes["served"] += 1
-    sa.create_engine(made.database, **engine_options(made, made.database, "web"))
+    sa.create_engine(made.database, **engine_options(made, made.database, process="web"))
     plan = made.plan
     assert not [part for part in (PASSWORD, SECRET) if part in repr(made)], "a secret in the settings' repr"
     assert plan.slots >= 2
