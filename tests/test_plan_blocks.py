@@ -1,6 +1,7 @@
 """What docs/plan/ gives to copy, started with the real programs: each block opens what the page says, and no more."""
 
 import contextlib
+import json
 import os
 import pwd
 import re
@@ -312,3 +313,25 @@ def test_the_environment(browser: chromium.Page, installed: Path, query: str):
     environ = dict(line.split("=", 1) for line in copied["environment"].splitlines())
     said = run(".venv/bin/flask pool plan --cpus 2 --memory-mib 1024", installed, **environ)
     assert copied["sum"] in said.stdout
+
+
+LIMITS = """
+import json
+from flask_pooling.settings import PLANNED_WITH, Settings
+
+limits = {}
+for number, name in PLANNED_WITH.items():
+    for limit in Settings.model_fields[name].metadata:
+        limits.setdefault(number, {}).update({k: getattr(limit, k) for k in ("ge", "le") if hasattr(limit, k)})
+print(json.dumps(limits))
+"""
+
+
+def test_the_limits_are_those_of_the_settings(browser: chromium.Page, installed: Path):
+    """A number that the page takes, the environment takes, and the other way around."""
+    said = run(f".venv/bin/python -c '{LIMITS}'", installed).stdout
+    limits = {number: [found["ge"], found["le"]] for number, found in json.loads(said).items() if found}
+    assert len(limits) >= 10
+    browser.open(PAGE.as_uri())
+    fields = browser.ask("Object.fromEntries(Object.entries(FIELDS).map(([name, f]) => [name, [f.least, f.most]]))")
+    assert {number: fields[number] for number in limits} == limits

@@ -76,16 +76,20 @@ def outcome(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in names} | {"notes": list(plan.notes)}
 
 
-def test_the_arithmetic_is_that_of_the_library(browser: chromium.Page):
-    """Numbers, notes, errors and what would help are the same for 10,000 random inputs."""
+def test_the_arithmetic_is_that_of_the_library(browser: chromium.Page, request: pytest.FixtureRequest):
+    """Numbers, notes, errors and what would help are the same for 10,000 random inputs. One that differed is tried
+    again in the next run."""
     seed = random.randrange(2**32)  # noqa: S311  # no secret
     chance = random.Random(seed)  # noqa: S311
     print(f"seed {seed}")
     browser.open(PAGE.as_uri())
-    inputs = [numbers(chance) for _ in range(INPUTS)]
+    assert request.config.cache
+    kept = request.config.cache.get("plan_page/different", [])
+    inputs = [*kept, *(numbers(chance) for _ in range(INPUTS))]
     said = browser.ask(OUTCOMES % json.dumps(inputs))
     expected = [outcome(each) for each in inputs]
     different = [(given, want, got) for given, want, got in zip(inputs, expected, said, strict=True) if want != got]
+    request.config.cache.set("plan_page/different", [given for given, _, _ in different[:1]])
     assert different[:1] == [], f"{len(different)} of {INPUTS} differ; seed {seed}"
     # As many kinds of answer as there are. Otherwise this would say little.
     errors = [each["error"] for each in expected if "error" in each]
