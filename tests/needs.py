@@ -85,7 +85,7 @@ NEEDS = {
     "PgBouncer": Need(
         installed("pgbouncer"),
         ("chaos/test_pgbouncer.py", "chaos/test_pooler_errors.py",
-         "test_deploy.py::test_pgbouncer_with_the_plans_sizes"),
+         "test_deploy.py::test_pgbouncer_with_the_plans_sizes", "test_plan_blocks.py::test_pgbouncer"),
         "pgbouncer",
     ),
     "nginx": Need(
@@ -111,7 +111,9 @@ NEEDS = {
         "openssl",
     ),
     "Chromium": Need(
-        installed("chromium"), ("test_browser.py", "test_plan_page.py", "test_pool_page.py"), "chromium"
+        installed("chromium"),
+        ("test_browser.py", "test_plan_blocks.py", "test_plan_page.py", "test_pool_page.py"),
+        "chromium",
     ),
     "Prometheus": Need(installed("prometheus", "promtool"), ("test_monitoring.py",), "prometheus"),
     "wrk": Need(installed("wrk"), ("test_bench.py::test_bench",), "wrk"),
