@@ -1,9 +1,14 @@
 """The machinery's own tests run on the app of plain.py. `make_plain` makes it, `plain` is one of a web worker."""
 
 import logging
+import os
+import shutil
+import socket
+import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +22,7 @@ from sqlalchemy.engine import Engine, make_url
 import flask_pooling
 from flask_pooling import extension, metrics, process
 from tests.library.plain import create_app, db
-from tests.serving import ROOT
+from tests.serving import ROOT, free_port, wait_until
 
 
 def superuser(url: str) -> "psycopg.Connection[Any]":
@@ -58,6 +63,37 @@ def plain(make_plain: Callable[..., Flask]) -> Iterator[Flask]:
     yield app
     with app.app_context():
         db.drop_all(bind_key=None)
+
+
+@pytest.fixture
+def through_pgbouncer(own_postgres: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of the run's database through a PgBouncer in transaction mode."""
+    port, host = free_port(), make_url(own_postgres).query["host"]
+    config = tmp_path / "pgbouncer.ini"
+    users = tmp_path / "users.txt"
+    users.write_text('"app" ""\n')
+    config.write_text(
+        f"[databases]\n* = host={host}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nadmin_users = app\n"
+        f"auth_type = trust\nauth_file = {users}\npool_mode = transaction\nunix_socket_dir =\n"
+    )
+    program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
+    config.chmod(0o644)
+    account = ["-u", "nobody"] if os.geteuid() == 0 else []  # it refuses to run as root
+    with (tmp_path / "pgbouncer.log").open("wb") as log:
+        process = subprocess.Popen([program, *account, config], stdout=log, stderr=log)
+    url = f"postgresql://app@127.0.0.1:{port}/{make_url(own_postgres).database}"
+    try:
+        wait_until(lambda: process.poll() is not None or _listens(port))
+        assert process.poll() is None, (tmp_path / "pgbouncer.log").read_text()
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,9 +14,10 @@ import sqlalchemy as sa
 from flask import Flask
 from psycopg import sql
 
-from flask_pooling import SettingsError, machine, plan
+from flask_pooling import SettingsError, machine, plan, run
 from tests.library.conftest import engine_of, load, superuser
-from tests.library.plain import NAME
+from tests.library.plain import NAME, db
+from tests.library.test_run import messages
 
 JOBS = "worker=2x4,beat=1x1"
 # Of two instances that have one worker with two threads each: 4 for the web, 9 for jobs, and half of 10 reserved.
@@ -200,6 +202,66 @@ def test_the_limit_of_the_role(make_plain: Callable[..., Flask], own_postgres: s
             stack.enter_context(psycopg.connect(role))
         with pytest.raises(psycopg.OperationalError, match="too many connections for role"):
             psycopg.connect(role)
+
+
+@on_postgres
+@pytest.mark.direct
+def test_behind_pgbouncer_the_role_has_the_time_limits(
+    make_plain: Callable[..., Flask], own_postgres: str, through_pgbouncer: str, tmp_path: Path
+) -> None:
+    """`run` is one round trip then and a session's read is three, as without it. A job lifts them for itself."""
+    admin, console = own_postgres.replace("//app@", "//postgres@"), through_pgbouncer.rpartition("/")[0] + "/pgbouncer"
+    show, statement = sa.text("show statement_timeout"), sa.text("select 1")
+    pooled = {"DATABASE_URL": through_pgbouncer, "DB_POOLER": "pgbouncer", "DB_STATEMENT_TIMEOUT": 7}
+
+    def sent_by(app: Flask) -> tuple[int, int]:
+        """What `run` sends, and what a session's read does."""
+        with app.app_context():
+            run(statement)  # the first one opens a connection
+            with messages(engine_of(app), tmp_path / "run") as by_run:
+                run(statement)
+            with messages(engine_of(app), tmp_path / "session") as by_session:
+                db.session.scalar(statement)
+                db.session.rollback()
+        return len(by_run), len(by_session)
+
+    def limits_of(app: Flask) -> tuple[str, str]:
+        with app.app_context():
+            limits = run(show)[0][0], db.session.scalar(show)
+            db.session.rollback()
+        return limits
+
+    def reconnect() -> None:
+        with psycopg.connect(console, autocommit=True) as connection:
+            connection.pgconn.exec_(b"RECONNECT")
+
+    jobs = {"APP_JOBS": "worker=1x2", "job": "worker"}
+    assert sent_by(before := make_plain(**pooled)) == (4, 4)
+    assert limits_of(before) == ("7s", "7s")
+    assert sent_by(make_plain(**pooled, **jobs)) == (1, 3)
+
+    runner = make_plain(web=False, **pooled).test_cli_runner()
+    applied = runner.invoke(args=["pool", "limit", "--apply"], env={"DATABASE_ADMIN_URL": admin})
+    assert 'ALTER ROLE "app" IN DATABASE "test" SET statement_timeout = 7000;\n' in applied.output
+    assert "RECONNECT" in applied.output
+    try:
+        reconnect()
+        assert sent_by(after := make_plain(**pooled)) == (1, 3)
+        assert limits_of(after) == ("7s", "7s")
+        assert limits_of(make_plain(**pooled, **jobs)) == ("0", "0")
+        assert limits_of(make_plain(web=False, **pooled)) == ("0", "0")
+        # The service asks for other limits than the role has.
+        other = make_plain(**pooled | {"DB_STATEMENT_TIMEOUT": 9})
+        assert (sent_by(other), limits_of(other)) == ((4, 4), ("9s", "9s"))
+    finally:
+        with superuser(own_postgres) as connection:
+            connection.execute("alter role app connection limit -1")
+            for line in applied.output.splitlines():  # as it says itself
+                if " SET " in line and line.startswith("ALTER"):
+                    connection.execute(line.replace(" SET ", " RESET ").partition(" =")[0])
+    reconnect()
+    assert sent_by(again := make_plain(**pooled)) == (4, 4)
+    assert limits_of(again) == ("7s", "7s")
 
 
 @on_postgres

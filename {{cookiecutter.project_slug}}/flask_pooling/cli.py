@@ -10,15 +10,19 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling import budget, sizing
-from flask_pooling.engine import engine_options
+from flask_pooling.engine import engine_options, time_limits
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.urls import database_url
 
 POSITIVE = click.IntRange(min=1)
 CPUS = click.FloatRange(min=0.01, max=4096)
+AFTERWARDS = """
+-- Then RECONNECT in the console of each PgBouncer: its connections to the server have the time limits from then on.
+-- To undo it: the lines with SET, as RESET and without the value; RECONNECT; and restart the service."""
 MEAN_SECONDS = 0.05  # of a request, for an example of Little's law: requests at once = requests a second x seconds each
 
 
@@ -150,18 +154,30 @@ def check(as_json: bool) -> None:
 
 
 @pool.command()
-@click.option("--apply", is_flag=True, help="Run the statement as well.")
+@click.option("--apply", is_flag=True, help="Run them as well.")
 @click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="URL of a role that may run it. Default: DATABASE_URL.")
 @with_appcontext
 def limit(apply: bool, admin_url: str | None) -> None:
-    """Print the ALTER ROLE that makes the server itself keep the service to its plan."""
+    """Print the ALTER ROLE that makes the server itself keep the service to its plan.
+
+    Behind PgBouncer also those that give the role its time limits in the service's databases, so that transactions
+    need not send them.
+    """
     state = current_app.extensions["flask_pooling"]
     settings, url = state.settings, state.first.url
     role = url.username
     if url.get_backend_name() != "postgresql" or not role:
         raise click.UsageError("DATABASE_URL has to name a role: postgresql://role@host/name")
-    statement = f"ALTER ROLE {sql.Identifier(role).as_string()} CONNECTION LIMIT {_plan_of(settings).role_limit}"
-    click.echo(f"{statement};")
+    altered = f"ALTER ROLE {sql.Identifier(role).as_string()}"
+    statements = [f"{altered} CONNECTION LIMIT {_plan_of(settings).role_limit}"]
+    if settings.db_pooler != "none":
+        ours = {each.url.database or role for each in state.db.engines.values() if _is_beside(each.url, url)}
+        statements += [
+            f"{altered} IN DATABASE {sql.Identifier(name).as_string()} SET {limit} = {milliseconds}"
+            for name in sorted(ours)
+            for limit, milliseconds in time_limits(settings).items()
+        ]
+    click.echo(";\n".join(statements) + ";" + (AFTERWARDS if statements[1:] else ""))
     if not apply:
         return
     try:
@@ -171,12 +187,18 @@ def limit(apply: bool, admin_url: str | None) -> None:
         with sa.create_engine(url, **engine_options(settings, url)).begin() as connection:
             if connection.scalar(sa.text("select rolsuper from pg_roles where rolname = :role"), {"role": role}):
                 raise click.ClickException(f"{role} is a superuser, whom no limit holds; give the service its own role")
-            connection.exec_driver_sql(statement.replace("%", "%%"))
+            for statement in statements:
+                connection.exec_driver_sql(statement.replace("%", "%%"))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="DATABASE_ADMIN_URL") from None
     except SQLAlchemyError as error:
         who = f"DATABASE_ADMIN_URL has to name a superuser, or a role with CREATEROLE and ADMIN on {role}"
         raise click.ClickException(f"the limit cannot be set: {budget.driver_message(error)}\n{who}") from None
+
+
+def _is_beside(one: URL, other: URL) -> bool:
+    """Whether both are databases of the same server and role."""
+    return one.set(database=None) == other.set(database=None)
 
 
 def describe_verdict(chosen: sizing.Plan, verdict: budget.Verdict) -> str:

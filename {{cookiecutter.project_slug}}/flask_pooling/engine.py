@@ -43,6 +43,8 @@ SERVER_SIDE = {"tcp_user_timeout": "tcp_user_timeout"} | {
     f"tcp_{name}": name for name in KEEPALIVES if name != "keepalives"
 }
 CLIENT_CONNECTION_CHECK_MS = 1000
+# What a connection of the server has before anybody sets anything: the role's in the database, or else the server's.
+DEFAULTS = "select name, reset_val from pg_settings where name = any(%s)"
 LONGEST_APPLICATION_NAME = 63  # Postgres cuts it there
 SKIPS_ROLLBACK = "skip_autocommit_rollback" in inspect.signature(Dialect.__init__).parameters  # since SQLAlchemy 2.0.43
 
@@ -134,7 +136,8 @@ def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str,
         return arguments
     if process == WEB and (problems := [*urls.limits_in_options(said.get("options", ""), "PGOPTIONS")]):
         raise SettingsError(problems)
-    limits = _time_limits(settings, process) | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
+    limits = time_limits(settings) if process == WEB else {}
+    limits |= {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
     limits |= {server_side: arguments[name] for server_side, name in SERVER_SIDE.items()}
     ours = " ".join(f"-c {name}={value}" for name, value in limits.items())
     arguments["options"] = f"{ours} {said.get('options', '')}".strip()  # the last word counts
@@ -155,11 +158,9 @@ def name_of(process: str, name: str) -> str:
     return (name if process == WEB else f"{name}/{process}")[:LONGEST_APPLICATION_NAME]
 
 
-def _time_limits(settings: Settings, process: str) -> dict[str, int]:
+def time_limits(settings: Settings) -> dict[str, int]:
     """In milliseconds, for web workers only: a migration builds indexes, and a job may compute for as long as it likes
     between two statements."""
-    if process != WEB:
-        return {}
     limits = {
         "statement_timeout": settings.db_statement_timeout,
         "lock_timeout": settings.lock_timeout,
@@ -188,14 +189,44 @@ def watch(engine: Engine, settings: Settings, process: str, *, is_own: bool = Tr
         # Not a listener for do_connect, which would end the round before those of the app: they fetch a password.
         engine.dialect.connect = _prefer_a_server_that_takes_writes(engine.dialect.connect)  # type: ignore[method-assign]
     event.listen(engine, "handle_error", _disconnect_when_read_only)
-    limits = _time_limits(settings, process)
-    if settings.db_pooler == "pgbouncer" and limits:
-        set_local = "; ".join(f"SET LOCAL {name} = {value}" for name, value in limits.items())
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(set_local))
+    if settings.db_pooler == "pgbouncer":
+        limits = _pooled[engine.dialect] = PooledLimits(settings, process)
+        event.listen(engine, "connect", limits.connected)
+        event.listen(engine, "begin", limits.begun)
     if isinstance(engine.pool, sa.QueuePool):
         guard = ConnectionGuard(settings.db_max_lifetime)
         event.listen(engine, "connect", guard.connected)
         event.listen(engine, "checkout", guard.checked_out)
+
+
+class PooledLimits:
+    """The time limits behind a pooler, which takes no startup options.
+
+    If the role has them in the database (`flask pool limit` sets that), each connection of the server has them, and
+    none is sent. Otherwise each transaction sends them. What is no web worker takes its role's limits off in the same
+    way. Every connection that is opened asks, and the last answer counts: whom the pooler will hand out is not known.
+    """
+
+    def __init__(self, settings: Settings, process: str) -> None:
+        self.limits, self.process = time_limits(settings), process
+        self.set_local: str | None = None  # not asked yet
+
+    def connected(self, connection: "psycopg.Connection[Any]", record: ConnectionPoolEntry) -> None:
+        before, connection.autocommit = connection.autocommit, True
+        given = dict(connection.execute(DEFAULTS, [list(self.limits)]).fetchall())
+        connection.autocommit = before
+        is_web = self.process == WEB
+        wrong = {name: limit for name, limit in self.limits.items() if (given[name] != str(limit)) == is_web}
+        self.set_local = "; ".join(f"SET LOCAL {name} = {limit if is_web else 0}" for name, limit in wrong.items())
+
+    def begun(self, connection: sa.Connection) -> None:
+        if self.set_local:
+            connection.exec_driver_sql(self.set_local)
+
+
+def needs_transactions(engine: Engine) -> bool:
+    """Whether a statement has the right time limits in a transaction only."""
+    return (limits := _pooled.get(engine.dialect)) is not None and limits.set_local != ""
 
 
 class ConnectionGuard:
@@ -277,6 +308,8 @@ def _pragma(setting: str) -> Callable[[Any, ConnectionPoolEntry], None]:
 
 _only_reads: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+# By the dialect, which an engine shares with those that are made from it by execution_options.
+_pooled: "weakref.WeakKeyDictionary[Any, PooledLimits]" = weakref.WeakKeyDictionary()
 
 
 def empty_pools(*, close: bool) -> None:

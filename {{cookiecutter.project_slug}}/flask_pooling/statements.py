@@ -12,6 +12,8 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import lazyload
 from sqlalchemy.sql import visitors
 
+from flask_pooling.engine import needs_transactions
+
 if TYPE_CHECKING:
     from flask_pooling.extension import Pooling
 
@@ -25,9 +27,10 @@ def run(
 ) -> Sequence[Row[Any]]:
     """Run one statement that is a whole transaction by itself, and return its rows.
 
-    It takes one round trip where BEGIN, the statement and COMMIT take three (not behind PgBouncer). The connection is
-    back in the pool before the rows are looked at. Rows have columns, not objects: `select(Note)` gives `row.id` and
-    `row.title`, and no relationship. With a list of parameters it is one transaction as well, of more round trips.
+    It takes one round trip where BEGIN, the statement and COMMIT take three; behind PgBouncer, if the role has its time
+    limits in the database (`flask pool limit`). The connection is back in the pool before the rows are looked at. Rows
+    have columns, not objects: `select(Note)` gives `row.id` and `row.title`, and no relationship. With a list of
+    parameters it is one transaction as well, of more round trips.
 
     Inside a transaction of `db.session` it is a part of that: it sees what the session wrote, a rollback undoes it, and
     it takes no second connection. The statement goes to the database of its own table (`__bind_key__`).
@@ -76,8 +79,8 @@ def _table_with_a_bind(statement: Any) -> Any:
 
 
 def _connect(state: "Pooling", bind: Engine) -> AbstractContextManager[Connection]:
-    if state.settings.db_pooler != "none" and bind.dialect.name == "postgresql":
-        return bind.begin()  # the time limits reach the server inside a transaction only
+    if needs_transactions(bind):
+        return bind.begin()
     if bind not in state.autocommit:
         state.autocommit[bind] = bind.execution_options(isolation_level="AUTOCOMMIT")
     return state.autocommit[bind].connect()
