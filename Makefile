@@ -20,7 +20,7 @@ LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
 # Postgres runs as nobody and could not enter it. So the tests have a folder of their own.
 PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
 
-.PHONY: help demo .port .tools test bench chaos lint lock clean
+.PHONY: help demo .port .tools test bench chaos lint lock record clean
 
 help: ## Print this
 	@echo "make TARGET, where TARGET is one of:"
@@ -60,6 +60,9 @@ lock: .venv/.test ## Pin the newest versions that requirements/*.in allow, here 
 	$(LOCK) -c "$(PROJECT)/requirements/prod.txt" requirements/blocks.in -o requirements/blocks.txt
 	$(LOCK) -c requirements/bake.txt -c "$(PROJECT)/requirements/dev.txt" requirements/test.in -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt -c "$(PROJECT)/requirements/dev.txt" tests/bench/requirements.in -o tests/bench/requirements.txt
+
+record: ## Note the files of the library, after a change of it
+	@$(ANY_PYTHON) tests/record.py
 
 clean: ## Remove .demo with its data, .venv and the caches
 	rm -rf .demo .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis

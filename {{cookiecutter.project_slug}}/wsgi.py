@@ -13,7 +13,7 @@ try:
     app = create_app()
 except (SettingsError, PlanError) as error:
     # `flask pool plan` is arithmetic, and most useful before anything is configured.
-    if sys.argv[1:3] != ["pool", "plan"]:
+    if sys.argv[1:3] not in (["pool", "plan"], ["pool", "version"]):
         hint = (
             ""
             if "APP_ENV" in os.environ

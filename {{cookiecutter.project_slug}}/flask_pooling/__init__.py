@@ -19,10 +19,11 @@ from flask_pooling.process import CLI, WEB
 from flask_pooling.settings import DatabaseUrl, Seconds, Settings, SettingsError, Whole
 from flask_pooling.sizing import Plan, PlanError, plan
 from flask_pooling.statements import run
+from flask_pooling.version import __version__
 from flask_pooling.watchdog import unlimited
 
 __all__ = [
     "CLI", "WEB", "DatabaseUrl", "NullPool", "Plan", "PlanError", "Pools", "QueuePool", "Seconds", "Settings",
-    "SettingsError", "Whole", "init_app", "is_transient", "may_have_written", "next_handler", "plan",
+    "SettingsError", "Whole", "__version__", "init_app", "is_transient", "may_have_written", "next_handler", "plan",
     "reason", "report", "run", "unlimited"
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""`flask pool plan`, `check` and `limit`: the plan, whether the server can serve it, and the server's own limit."""
+"""`flask pool plan`, `check`, `limit` and `version`: the plan, whether it fits, the server's own limit, the library."""
 
 import json
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from flask_pooling import budget, sizing
+from flask_pooling import budget, sizing, version
 from flask_pooling.engine import engine_options, time_limits
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.urls import database_url
@@ -199,6 +199,25 @@ def limit(apply: bool, admin_url: str | None) -> None:
 def _is_beside(one: URL, other: URL) -> bool:
     """Whether both are databases of the same server and role."""
     return one.set(database=None) == other.set(database=None)
+
+
+@pool.command("version")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show_version(as_json: bool) -> None:
+    """Say which version of flask_pooling is used, and whether its files are those of the release.
+
+    Exits with 1 when they are not.
+    """
+    changed = version.changed()
+    how = "installed" if version.installed() == version.HERE.resolve() else "vendored"
+    facts = {"version": version.__version__, "unmodified": not changed, "changed": changed, "how": how}
+    if as_json:
+        click.echo(json.dumps(facts | {"folder": str(version.HERE)}))
+    else:
+        said = f"changed: {', '.join(changed)}" if changed else "unmodified"
+        click.echo(f"flask_pooling {version.__version__}, {said} ({how} in {version.HERE})")
+    if changed:
+        raise SystemExit(1)
 
 
 def describe_verdict(chosen: sizing.Plan, verdict: budget.Verdict) -> str:

@@ -11,7 +11,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.engine import Engine
 
-from flask_pooling import cli, engine, health, metrics, middleware, options, page
+from flask_pooling import cli, engine, health, metrics, middleware, options, page, version
 from flask_pooling import process as processes
 from flask_pooling.settings import Settings, SettingsError, dead_keys
 
@@ -66,6 +66,8 @@ def init_app(
     if "sqlalchemy" in app.extensions:
         how = "write db = SQLAlchemy() and flask_pooling.init_app(app, db), which calls db.init_app(app)"
         raise SettingsError([f"this app has its database already, without the plan: {how}"])
+    if problems := [*version.problems()]:
+        raise SettingsError(problems)
     settings = settings or Settings.load(name=app.import_name.partition(".")[0].strip("_"))
     kind = processes.of(settings) if process is None else processes.checked(process, settings)
     merged = options.merge(app, db, settings, kind, pools)

@@ -27,7 +27,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from flask_pooling import budget, extension, metrics, middleware, probes, process, watchdog
+from flask_pooling import budget, extension, metrics, middleware, probes, process, version, watchdog
 from flask_pooling.engine import empty_pools
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.sizing import PlanError
@@ -73,6 +73,8 @@ def configure(
     :param settings: read from the environment when not given.
     Exits with one clear message when there is no plan, or when the app has been made already, without it.
     """
+    if problems := [*version.problems()]:
+        sys.exit("\n".join(problems))
     if extension.registered:
         sys.exit("gunicorn.conf.py: the app was made before configure(...), without the plan; do not import it there")
     try:
