@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pty
+import random
 import re
 import select
 import subprocess
@@ -54,6 +55,9 @@ AWKWARD = {
     "smallest numbers": {"postgres_max_connections": "15", "app_instances": "1"},
 }
 
+# What a random test prints where it fails, and takes from the environment to repeat the run.
+SEED = int(os.environ.get("SEED") or random.randrange(10**6))  # noqa: S311  # no secret
+
 Bake = Callable[..., Path]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -89,7 +93,7 @@ def at_a_terminal(command: list[str], cwd: Path, typed: str, after: str = "") ->
         preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
     )
     os.close(theirs)
-    shown, deadline = b"", time.monotonic() + 60
+    shown, deadline = b"", time.monotonic() + 600
     try:
         while select.select([ours], [], [], 0)[0] or time.monotonic() < deadline:
             if typed and after.encode() in shown:
@@ -100,7 +104,7 @@ def at_a_terminal(command: list[str], cwd: Path, typed: str, after: str = "") ->
                     shown += os.read(ours, 4096)
                 except OSError:  # how Linux ends a terminal that nobody holds open any more
                     break
-        return process.wait(timeout=10), re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
+        return process.wait(timeout=120), re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
     finally:
         process.kill()
         process.wait()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from baking import AWKWARD, Bake
+from baking import AWKWARD, SEED, Bake
 
 INSIDE = Path(__file__).parent / "inside"
 LIBRARY = Path(__file__).parent / "library"  # not collected here
@@ -107,13 +106,12 @@ def test_the_suite_of_awkward_answers(
     """Nothing in the suite depends on the answers, nor on the order of the tests: it is random, and two run at once. It
     does not see either what is set in the shell that runs it."""
     project = bake(into=tmp_path / "it's a folder, & more", **AWKWARD[name])
-    seed = str(random.randrange(10**6))  # noqa: S311  # no secret
     monkeypatch.setenv("PYTHONPATH", str(INSIDE))
     for variable, value in SHELL.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("SEED", seed)
+    monkeypatch.setenv("SEED", str(SEED))
     pytest_ = [installed / ".venv/bin/python", "-m", "pytest", "-n", "2", "-p", "shuffled"]
-    print(f"SEED={seed}")  # shown where it fails
+    print(f"SEED={SEED}")  # shown where it fails; in the environment, it repeats the run
     (run,) = results(check([*pytest_, "--database", database], project))
     assert set(run) == {"passed"}
 
@@ -184,17 +182,18 @@ import sys
 sys.path.insert(0, ".")
 import hypothesis
 from tests.library import test_sizing
-many = hypothesis.settings(max_examples=7000, deadline=None, database=None, derandomize=False)
+many = hypothesis.settings(max_examples=7000, deadline=None, database=None, derandomize=False, print_blob=True)
 for name in sorted(vars(test_sizing)):
     test = getattr(test_sizing, name)
     if hasattr(test, "hypothesis"):
         print(name)
-        many(test)()
+        hypothesis.seed(int(sys.argv[1]))(many(test))()
 """
 
 
 def test_the_promises_hold_over_20_000_plans(with_the_librarys_tests: Path):
     """The library's suite tries a hundred of each; here it is 21,000."""
     project = with_the_librarys_tests
-    checked = check([project / ".venv/bin/python", "-c", MANY_PLANS], project).split()
+    print(f"SEED={SEED}")
+    checked = check([project / ".venv/bin/python", "-c", MANY_PLANS, str(SEED)], project).split()
     assert len(checked) == 3

@@ -14,10 +14,10 @@ from types import ModuleType
 
 import pytest
 from cookiecutter.exceptions import FailedHookException
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from chaos.harness import CLEAN, HERE, Copy, Postgres, Project, Result, fetch, record
+from chaos.harness import CLEAN, HERE, SEED, Copy, Postgres, Project, Result, fetch, record
 
 SEGMENT = st.text(max_size=12).map(
     lambda text: "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
@@ -80,20 +80,24 @@ def test_sabotage_described(sabotaged: Callable[[str], Project], postgres: Postg
 
 def fuzzed(project: Project, postgres: Postgres, requests: int) -> Result:
     """What no schema describes: bytes, halves of surrogate pairs, other types, paths and methods."""
+    print(f"SEED={SEED}")  # shown where it fails; in the environment, it repeats the run
     result = Result(
-        "Random requests", f"{requests} by hypothesis", "no 5xx, no traceback, errors are problem documents"
+        "Random requests",
+        f"{requests} by hypothesis, SEED={SEED}",
+        "no 5xx, no traceback, errors are problem documents",
     )
     kinds: Counter[str] = Counter()
     wrong: list[str] = []
     with Copy(project, postgres.url()) as copy:
 
+        @seed(SEED)
         @settings(max_examples=requests, deadline=None, database=None, phases=[Phase.generate],
                   suppress_health_check=list(HealthCheck))  # fmt: skip
         @given(METHODS, PATHS, BODIES, TYPES)
         def send(method: str, path: str, body: bytes, kind: str) -> None:
             if method in {"POST", "PUT"} and len(body) % 2:  # what is right otherwise gets further
                 path, kind = "/api/notes" if method == "POST" else "/api/notes/1", "application/json"
-            connection = http.client.HTTPConnection("127.0.0.1", copy.port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", copy.port, timeout=120)
             try:
                 connection.request(method, path, body, {"Content-Type": kind} if kind else {})
                 answer = connection.getresponse()
@@ -137,9 +141,12 @@ def test_sabotage_requests(sabotaged: Callable[[str], Project], postgres: Postgr
 
 def environments(project: Project, count: int) -> Result:
     """In one process of the project's own, where hypothesis is installed as well."""
-    result = Result("Random environments", f"{count} by hypothesis", "settings, or one clear error without a secret")
+    print(f"SEED={SEED}")
+    result = Result(
+        "Random environments", f"{count} by hypothesis, SEED={SEED}", "settings, or one clear error without a secret"
+    )
     done = subprocess.run(
-        [project.venv / "bin" / "python", HERE / "service" / "random_environments.py", str(count)],
+        [project.venv / "bin" / "python", HERE / "service" / "random_environments.py", str(count), str(SEED)],
         cwd=project.folder, env={**CLEAN, "PYTHONPATH": str(project.folder)}, capture_output=True, text=True,
         timeout=600, check=False,
     )  # fmt: skip
@@ -176,8 +183,9 @@ def load(path: Path, name: str) -> ModuleType:
 
 def answered(template: Path, bake: Callable[..., Path], into: Path, count: int, baked_for_real: int) -> Result:
     """The hook decides in process; of what it lets pass, some are baked and must compile and parse."""
+    print(f"SEED={SEED}")
     result = Result(
-        "Random answers to the template", f"{count} by hypothesis, {baked_for_real} baked",
+        "Random answers to the template", f"{count} by hypothesis, SEED={SEED}, {baked_for_real} baked",
         "a project that compiles, or one line that refuses; never a traceback",
     )  # fmt: skip
     hook = load(template / "hooks" / "pre_gen_project.py", "chaos_hook")
@@ -186,6 +194,7 @@ def answered(template: Path, bake: Callable[..., Path], into: Path, count: int, 
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
 
+    @seed(SEED)
     @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(st.fixed_dictionaries({}, optional=dict.fromkeys(names, ANSWER)),

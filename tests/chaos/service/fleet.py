@@ -5,12 +5,13 @@ import os
 import sys
 
 import sqlalchemy as sa
+from flask_pooling.engine import engine_options
 
-from app.config import Settings, engine_options
+from app.config import Settings
 
 settings = Settings.load()
 copies, each = int(sys.argv[1]), int(sys.argv[2])
-options = engine_options(settings, settings.database, "web")
+options = engine_options(settings, settings.database, process="web")
 stop_read, stop_write = os.pipe()
 count_read, count_write = os.pipe()
 

@@ -1,4 +1,4 @@
-"""Random environments against the settings, in one process: `python random_environments.py COUNT`."""
+"""Random environments against the settings, in one process: `python random_environments.py COUNT SEED`."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from collections import Counter
 from unittest import mock
 
 import sqlalchemy as sa
-from flask_pooling import SettingsError, process
+from flask_pooling import PlanError, SettingsError, process
 from flask_pooling.engine import engine_options
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
 from app.config import Settings
@@ -51,29 +51,34 @@ SMALL = st.dictionaries(
 outcomes: Counter[str] = Counter()
 
 
-@settings(max_examples=int(sys.argv[1]), deadline=None, database=None, phases=[Phase.generate],
+WEB = {"APP_ENV": "production", "DATABASE_URL": "postgresql://app@db/service", "SECRET_KEY": SECRET}
+
+
+@seed(int(sys.argv[2]))
+@settings(max_examples=int(sys.argv[1]), deadline=None, database=None, phases=[Phase.explicit, Phase.generate],
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(st.one_of(SMALL, WILD), SANE)
+@example({"WEB_WORKER_MEMORY_MIB": "90000"}, WEB)  # more than there is: the plan refuses it, not the settings
 def start(changes: dict[str, str], sane: dict[str, str]) -> None:
     environ = {**sane, **changes}
     try:
         with mock.patch.dict(os.environ, environ, clear=True):
             made = Settings.load()
             process.of(made)
-    except SettingsError as error:
+            plan = made.plan
+    except (SettingsError, PlanError) as error:
         refusal = error
     else:
         refusal = None
     if refusal:
         outcomes["refused"] += 1
         text = str(refusal)
-        assert refusal.problems, "refused without a reason"
+        assert text.strip(), "refused without a reason"
         assert len(text) < 5000, "an endless error"
         assert not [part for part in (PASSWORD, SECRET) if part in text], f"a secret in: {text}"
         return
     outcomes["served"] += 1
     sa.create_engine(made.database, **engine_options(made, made.database, process="web"))
-    plan = made.plan
     assert not [part for part in (PASSWORD, SECRET) if part in repr(made)], "a secret in the settings' repr"
     assert plan.slots >= 2
     assert plan.pooler != "none" or plan.connections_peak <= plan.connections_usable, plan
