@@ -91,7 +91,9 @@ NEEDS = {
     "nginx": Need(
         installed("nginx"),
         ("chaos/test_deploy.py", "chaos/test_clients.py::test_slow_clients",
-         "chaos/test_clients.py::test_sabotage_slow_clients", "test_image.py::test_as_compose_starts_it",
+         "chaos/test_clients.py::test_sabotage_slow_clients",
+         "chaos/test_clients.py::test_speed_beside_slow_clients",
+         "chaos/test_clients.py::test_sabotage_speed_beside_slow_clients", "test_image.py::test_as_compose_starts_it",
          "test_proxy.py"),
         "nginx",
     ),

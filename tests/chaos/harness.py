@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +32,7 @@ import psycopg
 from needs import POSTGRES as DEBIAN_POSTGRES
 
 HERE = Path(__file__).parent
+GENEROUS = 120  # seconds for what takes one or two, unless the machine is busy
 ROLE = "app"
 DATABASE = "service"
 NO_CONNECTION_LEFT = re.compile("too many clients|remaining connection slots|too many connections")
@@ -103,7 +105,7 @@ class Project:
             (folder / name).write_text(text.replace(old, new))
         return Project(folder, self.venv)
 
-    def run(self, *command: str, env: Mapping[str, str], timeout: float = 120) -> "subprocess.CompletedProcess[str]":
+    def run(self, *command: str, env: Mapping[str, str], timeout: float = 600) -> "subprocess.CompletedProcess[str]":
         program = [self.venv / "bin" / command[0], *command[1:]]
         return subprocess.run(
             program, cwd=self.folder, env={**CLEAN, **env}, capture_output=True, text=True, timeout=timeout, check=False
@@ -151,7 +153,7 @@ def open_folder(prefix: str) -> Path:
     return folder
 
 
-def end(process: "subprocess.Popen[Any]", *signals: signal.Signals, seconds: float = 15) -> None:
+def end(process: "subprocess.Popen[Any]", *signals: signal.Signals, seconds: float = 60) -> None:
     for number in (*signals, signal.SIGKILL):
         if process.poll() is None:
             process.send_signal(number)
@@ -243,7 +245,7 @@ class Postgres:
                 cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            wait_for(self.accepts, 20, "Postgres", pause=0.01)
+            wait_for(self.accepts, GENEROUS, "Postgres", pause=0.01)
         except TimeoutError:
             self.stop()
             raise RuntimeError(self.log.read_text()[-2000:]) from None
@@ -266,7 +268,7 @@ class Postgres:
             user="postgres",
             dbname="postgres",
             autocommit=True,
-            connect_timeout=2,
+            connect_timeout=20,
         )
 
     def ask(self, query: str, *parameters: Any) -> list[Any]:
@@ -370,7 +372,7 @@ pidfile = {folder}/pid
         command, **unprivileged(), cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        wait_for(lambda: listens(port), 5, "PgBouncer")
+        wait_for(lambda: listens(port), GENEROUS, "PgBouncer")
         yield f"postgresql://{ROLE}@127.0.0.1:{port}/{DATABASE}"
     finally:
         end(process, signal.SIGINT)
@@ -447,7 +449,7 @@ def proxy(project: Project, port: int, *addresses: str, tls: Path | None = None)
         start_new_session=True,
     )  # fmt: skip
     try:
-        wait_for(lambda: listens(http) or process.poll() is not None, 5, "nginx")
+        wait_for(lambda: listens(http) or process.poll() is not None, GENEROUS, "nginx")
         assert process.poll() is None, (folder / "log").read_text()
         yield Proxy(http, https, names, folder / "log")
     finally:
@@ -503,7 +505,7 @@ class Copy:
     def ready(self) -> None:
         """Wait until it serves."""
         try:
-            wait_for(self.alive, 30, "gunicorn")
+            wait_for(self.alive, GENEROUS, "gunicorn")
         except (TimeoutError, RuntimeError):
             self.stop()
             raise RuntimeError(self.text()[-3000:]) from None
@@ -517,7 +519,7 @@ class Copy:
         """Gracefully; what is still there after it is killed, the workers of a killed master included."""
         if self.process:
             group = self.process.pid  # it is a session of its own
-            end(self.process, *(signals or (signal.SIGTERM, signal.SIGQUIT)), seconds=20)
+            end(self.process, *(signals or (signal.SIGTERM, signal.SIGQUIT)), seconds=60)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
             self.process = None
@@ -542,7 +544,7 @@ class Copy:
     def plan(self) -> dict[str, int]:
         """What gunicorn said that it starts."""
         pattern = r"plan: (\d+) instances x (\d+) workers x \((\d+) \+ (\d+)\) = (\d+) of (\d+)"
-        found = wait_for(lambda: re.search(pattern, self.text()), 10, "plan in the log")
+        found = wait_for(lambda: re.search(pattern, self.text()), GENEROUS, "plan in the log")
         names = ("instances", "workers", "pool", "overflow", "peak", "usable")
         return dict(zip(names, map(int, found.groups()), strict=True))
 
@@ -718,6 +720,38 @@ class Load:
             return int(head[0].split()[1]), content, headers
         finally:
             writer.close()
+
+
+class Held:
+    """Requests that last until they are let go: what happens beside them does not depend on any speed."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="held-"))
+        self.env = {"CHAOS_HELD": str(self.folder), "WEB_TIMEOUT": 600}
+        self.pool = ThreadPoolExecutor(64)
+        self.answers: list[Future[Answer]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go()
+        self.pool.shutdown()
+        shutil.rmtree(self.folder)
+
+    def send(self, copy: Copy, count: int, far: float = 0) -> None:
+        """From far away: what a client sends arrives a while after its connection."""
+        self.answers += [
+            self.pool.submit(fetch, copy.port, "/chaos/held", timeout=GENEROUS, far=far) for _ in range(count)
+        ]
+
+    def came(self) -> int:
+        """How many of them have reached a view."""
+        return len([*self.folder.glob("came-*")])
+
+    def let_go(self) -> list[Answer]:
+        (self.folder / "go").touch()
+        return [answer.result() for answer in self.answers]
 
 
 def missing(*programs: str | Path) -> str:

@@ -13,7 +13,21 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from chaos.harness import ROLE, Clusters, Copy, Load, Postgres, Project, Request, Result, fetch, read, record, wait_for
+from chaos.harness import (
+    GENEROUS,
+    ROLE,
+    Clusters,
+    Copy,
+    Load,
+    Postgres,
+    Project,
+    Request,
+    Result,
+    fetch,
+    read,
+    record,
+    wait_for,
+)
 
 
 def mixed(number: int) -> Request:
@@ -21,6 +35,10 @@ def mixed(number: int) -> Request:
     if number % 5 == 0:
         return "POST", "/api/notes", json.dumps({"title": f"write {number}", "body": "x"}).encode()
     return "GET", "/api/notes?limit=5", b""
+
+
+def successes_since(load: Load, moment: float) -> int:
+    return sum(answer.status in (200, 201) and answer.began > moment for answer in load.answers)
 
 
 def exactly_once(postgres: Postgres, load: Load, result: Result) -> None:
@@ -83,10 +101,13 @@ def test_sabotage_terminated(name: str, sabotaged: Callable[[str], Project], pos
     assert record(terminated(sabotaged(name), postgres, 6), sabotaged=name).missed
 
 
-def restarted(project: Project, postgres: Postgres, how: signal.Signals, name: str, down: float) -> Result:
+def restarted(
+    project: Project, postgres: Postgres, how: signal.Signals, name: str, down: float, within: float = GENEROUS
+) -> Result:
+    """:param within: the most seconds until it serves again."""
     result = Result(
         f"Postgres restarted: {name}", f"24 clients, 1 write to 4 reads, down for {down:g} s",
-        "503s only while it is down; first success <= 1 s after it accepts; no worker dies",
+        f"503s only while it is down; first success <= {within:g} s after it accepts; no worker dies",
     )  # fmt: skip
     with Copy(project, postgres.url()) as copy:
         before = set(copy.workers())
@@ -97,15 +118,16 @@ def restarted(project: Project, postgres: Postgres, how: signal.Signals, name: s
             time.sleep(down)
             postgres.start()
             accepts = time.monotonic()
+            wait_for(lambda: successes_since(load, accepts), GENEROUS, "success")
             time.sleep(3)
         died = before - set(copy.workers())
     first = min((a.ended for a in load.answers if a.status in (200, 201) and a.ended > accepts), default=float("inf"))
-    late = [a for a in load.answers if a.status not in (200, 201) and not stopped <= a.ended <= accepts + 1]
+    late = [a for a in load.answers if a.status not in (200, 201) and (a.ended < stopped or a.began > first)]
     result.counted = {"answers": dict(load.kinds()), "first success after s": round(first - accepts, 2),
                       "failures outside": len(late), "workers that died": len(died)}  # fmt: skip
     result.expect(set(load.kinds()) <= {"200", "201", "503"}, f"answers {dict(load.kinds())}")
     result.expect("503" in load.kinds(), "nothing failed, so it was not down")
-    result.expect(first - accepts <= 1, f"first success after {first - accepts:.1f} s")
+    result.expect(first - accepts <= within, f"first success after {first - accepts:.1f} s")
     result.expect(not late, f"{len(late)} failures when it was up")
     result.expect(not died, f"{len(died)} workers died")
     exactly_once(postgres, load, result)
@@ -114,7 +136,7 @@ def restarted(project: Project, postgres: Postgres, how: signal.Signals, name: s
 
 @pytest.mark.parametrize(("how", "name"), [(signal.SIGINT, "fast"), (signal.SIGQUIT, "immediate")])
 def test_restarted(how: signal.Signals, name: str, baked: Project, postgres: Postgres, long: bool) -> None:
-    assert not record(restarted(baked, postgres, how, name, 10 if long else 1)).missed
+    assert not record(restarted(baked, postgres, how, name, *((10, 1) if long else (1, GENEROUS)))).missed
 
 
 @pytest.mark.long
@@ -168,12 +190,13 @@ def test_sabotage_read_only(sabotaged: Callable[[str], Project], server: Cluster
     assert record(read_only(sabotaged(name), server, 1), sabotaged=name).missed
 
 
-def failed_over(project: Project, server: Clusters, down: float) -> Result:
+def failed_over(project: Project, server: Clusters, down: float, within: float = GENEROUS) -> Result:
     """Of a primary and its standby, the primary dies and the standby is promoted. The replication is synchronous, so
     what was acknowledged must be there."""
     result = Result(
         "Failover to a standby", f"3 copies, 24 clients, 1 write to 4 reads, no primary for {down:g} s",
-        "503s only while there is none; first write <= 2 s after the promotion; each acknowledged write there once; "
+        f"503s only while there is none; first write <= {within:g} s after the promotion; "
+        "each acknowledged write there once; "
         "readiness red while there is none, green behind full pools; no worker dies",
     )  # fmt: skip
     with (
@@ -181,7 +204,7 @@ def failed_over(project: Project, server: Clusters, down: float) -> Result:
         server(standby_of=one) as two,
         contextlib.ExitStack() as stack,
     ):
-        wait_for(lambda: one.ask("select 1 from pg_stat_replication where sync_state = 'sync'"), 10, "standby")
+        wait_for(lambda: one.ask("select 1 from pg_stat_replication where sync_state = 'sync'"), GENEROUS, "standby")
         hosts = [  # every way to name both, and in both orders
             f"host={one.host}:{one.port}&host={two.host}:{two.port}",
             f"host={two.host}:{two.port},{one.host}:{one.port}",
@@ -207,6 +230,7 @@ def failed_over(project: Project, server: Clusters, down: float) -> Result:
             time.sleep(down / 2)
             two.ask("select pg_promote()")
             promoted = time.monotonic()
+            wait_for(lambda: writes_since(load, promoted), GENEROUS, "write")
             time.sleep(2.5)  # more than the bar, or what fails later would not be seen
         exactly_once(two, load, result)
         last = Counter(copy.get("/api/notes", "POST", title="last").kind for copy in copies for _ in range(10))
@@ -214,18 +238,24 @@ def failed_over(project: Project, server: Clusters, down: float) -> Result:
         died = before - {pid for copy in copies for pid in copy.workers()}
     writes = [a.ended for a in load.answers if a.status == 201]
     first = min((ended for ended in writes if ended > promoted), default=float("inf"))
-    late = [a for a in load.answers if a.status not in (200, 201) and not stopped <= a.ended <= promoted + 2]
+    late = [
+        a for a in load.answers if a.status not in (200, 201) and not stopped <= a.ended <= max(first, promoted + 2)
+    ]
     result.counted |= {"answers": dict(load.kinds()), "first write after s": round(first - promoted, 2),
                        "failures outside": len(late), "then": dict(last), "ready without a primary": dict(without),
                        "ready behind full pools, before, after": tuple(map(dict, ready))}  # fmt: skip
     result.expect(set(load.kinds()) == {"200", "201", "503"}, f"answers {dict(load.kinds())}")
-    result.expect(first - promoted <= 2, f"first write after {first - promoted:.1f} s")
+    result.expect(first - promoted <= within, f"first write after {first - promoted:.1f} s")
     result.expect(not late, f"{len(late)} failures when there was a primary")
     result.expect(set(last) == {"201"}, f"then: {dict(last)}")
     result.expect(set(without) == {"503"}, f"without a primary, readiness says {dict(without)}")
     result.expect([set(answers) for answers in ready] == [{"200 in time"}] * 2, f"readiness behind full pools: {ready}")
     result.expect(not died, f"{len(died)} workers died")
     return result
+
+
+def writes_since(load: Load, moment: float) -> int:
+    return sum(answer.status == 201 and answer.began > moment for answer in load.answers)
 
 
 def next_port(copies: list[Copy]) -> Callable[[], int]:
@@ -241,20 +271,20 @@ def ready_when_full(copies: list[Copy], *servers: Postgres) -> Counter[str]:
         return sum(len(server.ask(busy, ROLE, "%pg_sleep%")) for server in servers) == slots
 
     with Load(next_port(copies), read("/chaos/query?s=1.5"), clients=slots, requests=slots):
-        wait_for(all_busy, 10, f"{slots} queries")
+        wait_for(all_busy, GENEROUS, f"{slots} queries")
         time.sleep(0.3)  # until a connection that has just come back is no proof any more
         answers = [fetch(copy.probe_port, "/readyz") for copy in copies for _ in range(4)]
     return Counter(f"{a.kind} {'in time' if a.seconds <= 1 else 'late'}" for a in answers)
 
 
 def test_failed_over(baked: Project, server: Clusters, long: bool) -> None:
-    assert not record(failed_over(baked, server, 6 if long else 1)).missed
+    assert not record(failed_over(baked, server, *((6, 2) if long else (1, GENEROUS)))).missed
 
 
 @pytest.mark.parametrize("name", ["target_session_attrs", "the whereabouts of the server"])
 @pytest.mark.long
 def test_sabotage_failed_over(name: str, sabotaged: Callable[[str], Project], server: Clusters) -> None:
-    assert record(failed_over(sabotaged(name), server, 1), sabotaged=name).missed
+    assert record(failed_over(sabotaged(name), server, 1, 2), sabotaged=name).missed
 
 
 def killed(project: Project, postgres: Postgres) -> Result:
@@ -264,17 +294,19 @@ def killed(project: Project, postgres: Postgres) -> Result:
     )  # fmt: skip
     with Copy(project, postgres.url()) as copy:
         with Load(copy.port, read("/chaos/query?s=10"), clients=12, requests=12) as load:
-            wait_for(lambda: len(postgres.backends()) >= 12, 10, "12 backends")
+            wait_for(lambda: len(postgres.backends()) >= 12, GENEROUS, "12 backends")
             backends = set(postgres.backends())
             for pid in copy.workers():
                 os.kill(pid, signal.SIGKILL)
             died = time.monotonic()
-            served = wait_for(lambda: fetch(copy.port, "/api/notes").status == 200, 10, "answer") and time.monotonic()
+            served = (
+                wait_for(lambda: fetch(copy.port, "/api/notes").status == 200, GENEROUS, "answer") and time.monotonic()
+            )
             time.sleep(max(0, died + 5 - time.monotonic()))
             orphans = backends & set(postgres.backends())
             load.wait()
         with Load(copy.port, read("/chaos/query?s=10"), clients=12, requests=12):
-            wait_for(lambda: len(postgres.backends()) >= 12, 10, "12 backends")
+            wait_for(lambda: len(postgres.backends()) >= 12, GENEROUS, "12 backends")
             workers = copy.workers()
             copy.signal(signal.SIGKILL)
             for pid in workers:
@@ -314,7 +346,7 @@ def test_sabotage_killed(sabotaged: Callable[[str], Project], postgres: Postgres
 SHORT = {"DB_CONNECT_TIMEOUT": 2, "DB_POOL_TIMEOUT": 2, "DB_STATEMENT_TIMEOUT": 3}
 
 
-def stuck(project: Project, postgres: Postgres) -> list[Result]:
+def stuck(project: Project, postgres: Postgres, bar: float = float("inf")) -> list[Result]:
     """Each of them twice as often as there are slots, then the whole pool must be there again."""
     results = []
     cases = {
@@ -328,34 +360,35 @@ def stuck(project: Project, postgres: Postgres) -> list[Result]:
         for name, (method, path, allowed) in cases.items():
             result = Result(
                 f"Stuck: {name}", f"{slots} at once, statement timeout 3 s, pool timeout 2 s",
-                "ended in <= 8 s with a clear error; the pool is whole afterwards",
+                f"ended in <= {bar:g} s with a clear error; the pool is whole afterwards",
             )  # fmt: skip
             load = Load(
-                copy.port, lambda n, m=method, p=path: (m, p, b""), clients=slots, requests=slots, timeout=12
+                copy.port, lambda n, m=method, p=path: (m, p, b""), clients=slots, requests=slots, timeout=GENEROUS
             ).run()
             slowest = load.quantile(1)
             after = Load(copy.port, read("/chaos/query?s=0.3"), clients=slots, requests=slots).run()
-            time.sleep(1)  # the workers look at their pools twice a second
+            with contextlib.suppress(TimeoutError):
+                wait_for(lambda: copy.metric("db_pool_checked_out") == 0, GENEROUS, "whole pool")
             held = copy.metric("db_pool_checked_out")
             result.counted = {"answers": dict(load.kinds()), "slowest s": round(slowest, 1), "checked out after": held,
                               "then": dict(after.kinds())}  # fmt: skip
             result.expect(set(load.kinds()) <= allowed, f"answers {dict(load.kinds())}")
-            result.expect(slowest <= 8, f"slowest {slowest:.1f} s")
+            result.expect(slowest <= bar, f"slowest {slowest:.1f} s")
             result.expect(held == 0, f"{held} connections are still checked out")
             result.expect(set(after.kinds()) == {"200"}, f"afterwards {dict(after.kinds())}")
             results.append(result)
     return results
 
 
-def test_stuck(baked: Project, postgres: Postgres) -> None:
-    results = [record(result) for result in stuck(baked, postgres)]
+def test_stuck(baked: Project, postgres: Postgres, long: bool) -> None:
+    results = [record(result) for result in stuck(baked, postgres, 8 if long else float("inf"))]
     assert not [result.missed for result in results if result.missed]
 
 
 @pytest.mark.long
 def test_sabotage_stuck(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
     name = "statement and idle timeouts"
-    results = stuck(sabotaged(name), postgres)[:2]
+    results = stuck(sabotaged(name), postgres, 8)[:2]
     for result in results:
         record(result, sabotaged=name)
     assert all(result.missed for result in results)

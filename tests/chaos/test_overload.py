@@ -11,10 +11,12 @@ import pytest
 
 from chaos.harness import (
     CLEAN,
+    GENEROUS,
     HERE,
     Answer,
     Clusters,
     Copy,
+    Held,
     Load,
     Postgres,
     Project,
@@ -30,6 +32,7 @@ from chaos.harness import (
 
 QUERY = "/chaos/query?s=0.05"
 SMALL = {"APP_INSTANCES": 1, "DB_MAX_CONNECTIONS": 20, "DB_RESERVED_CONNECTIONS": 0}
+PROBES = ("/livez", "/readyz")
 PROBE_SECONDS = 1  # Kubernetes' default timeoutSeconds
 
 
@@ -99,15 +102,74 @@ def probes(copy: Copy, clients: int, seconds: float, port: int) -> Result:
     return result
 
 
-def test_overload(baked: Project, small: Postgres, long: bool) -> None:
+def beside(copy: Copy, held: Held, port: int, patience: float) -> Result:
+    """Requests hold every slot and 64 more wait, for as long as the probes ask."""
+    result = Result(
+        "Probes while all slots are held", "64 more requests wait, 10 probes of each kind",
+        "/livez and /readyz answer 200 while nothing else is served",
+    )  # fmt: skip
+    slots = copy.plan["workers"] * copy.plan["pool"]
+    held.send(copy, slots)
+    wait_for(lambda: held.came() == slots, GENEROUS, "held requests")
+    with Load(copy.port, read("/chaos/query?s=0"), clients=64, requests=64, timeout=GENEROUS) as load:
+        kinds = {path: Counter(fetch(port, path, timeout=patience).kind for _ in range(10)) for path in PROBES}
+        served = len(load.answers)
+        ended = held.let_go()
+        load.wait()
+    result.counted = {**{path: dict(kind) for path, kind in kinds.items()}, "served meanwhile": served,
+                      "then": dict(load.kinds() + Counter(answer.kind for answer in ended))}  # fmt: skip
+    result.expect(all(set(kind) == {"200"} for kind in kinds.values()), f"the probes said {kinds}")
+    result.expect(not served, f"{served} were served, so not all slots were held")
+    result.expect(set(load.kinds()) == {"200"}, f"afterwards {dict(load.kinds())}")
+    return result
+
+
+def too_many(copy: Copy, requests: int) -> Result:
+    """More than there are slots for, at once."""
+    result = Result(
+        "Overload", f"{requests} requests, 256 clients, 50 ms query, max_connections=20",
+        "200, or 503 + Retry-After; normal again afterwards",
+    )  # fmt: skip
+    load = Load(copy.port, read(QUERY), clients=256, requests=requests, timeout=GENEROUS).run()
+    bad = Counter(
+        a.kind for a in load.answers if not (a.status == 200 or (a.status == 503 and "retry-after" in a.headers))
+    )
+    after = Counter(fetch(copy.port, QUERY, timeout=GENEROUS).kind for _ in range(20))
+    result.counted = {"answers": dict(load.kinds()), "then": dict(after)}
+    result.expect(not bad, f"answers that are neither: {dict(bad)}")
+    result.expect(load.kinds()["200"] > 0, "nothing was served")
+    result.expect(set(after) == {"200"}, f"afterwards {dict(after)}")
+    return result
+
+
+def test_overload(baked: Project, small: Postgres) -> None:
+    """What is served in a second is a matter of `make chaos`."""
     with Copy(baked, small.url(), **SMALL) as copy:
-        result = record(overload(copy, *((5, 4, 0.95) if long else (1.2, 2, 0.75))))
-        again = [record(probes(copy, clients, 20 if long else 2, copy.probe_port)) for clients in (256, 1000)]
+        assert not record(too_many(copy, 1500)).missed
+
+
+def test_probes_do_not_wait(baked: Project, small: Postgres) -> None:
+    with Held() as held, Copy(baked, small.url(), **SMALL, **held.env) as copy:
+        assert not record(beside(copy, held, copy.probe_port, GENEROUS)).missed
+
+
+def test_sabotage_probes(baked: Project, small: Postgres) -> None:
+    """The same probe on the main listener, where it queues."""
+    with Held() as held, Copy(baked, small.url(), **SMALL, **held.env) as copy:
+        assert record(beside(copy, held, copy.port, 0.5), sabotaged="a listener for probes").missed
+
+
+@pytest.mark.long
+def test_speed_under_overload(baked: Project, small: Postgres) -> None:
+    with Copy(baked, small.url(), **SMALL) as copy:
+        result = record(overload(copy, 5, 4, 0.95))
+        again = [record(probes(copy, clients, 20, copy.probe_port)) for clients in (256, 1000)]
     assert not result.missed
     assert not [probed.missed for probed in again if probed.missed]
 
 
-def test_sabotage_probes(baked: Project, small: Postgres) -> None:
+@pytest.mark.long
+def test_sabotage_speed_of_probes(baked: Project, small: Postgres) -> None:
     """The same probe on the main listener, where it queues."""
     with Copy(baked, small.url(), **SMALL) as copy:
         results = [probes(copy, clients, 2, copy.port) for clients in (256, 1000)]

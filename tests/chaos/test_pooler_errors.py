@@ -57,7 +57,7 @@ def pooler(postgres: Postgres, **settings: object) -> Iterator[str]:
         [PGBOUNCER, "-q", folder / "pgbouncer.ini"], **unprivileged(), cwd="/", stderr=subprocess.DEVNULL
     )
     try:
-        wait_for(lambda: listens(port), 5, "PgBouncer")
+        wait_for(lambda: listens(port), 120, "PgBouncer")
         yield f"postgresql://{ROLE}@127.0.0.1:{port}/{DATABASE}"
     finally:
         end(process, signal.SIGINT)

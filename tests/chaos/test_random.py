@@ -13,11 +13,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from baking import SEED
 from cookiecutter.exceptions import FailedHookException
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from chaos.harness import CLEAN, HERE, SEED, Copy, Postgres, Project, Result, fetch, record
+from chaos.harness import CLEAN, HERE, Copy, Postgres, Project, Result, fetch, record
 
 SEGMENT = st.text(max_size=12).map(
     lambda text: "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))

@@ -2,6 +2,8 @@
 
 import os
 import time
+import uuid
+from pathlib import Path
 
 from flask import Blueprint, Flask, current_app, jsonify, request
 from flask_pooling import run, unlimited
@@ -34,6 +36,16 @@ def slow():
     return jsonify(worker=os.getpid())
 
 
+@bp.get("/held")
+def held():
+    """A request that lasts until the test lets it go. It leaves a file that says that it has come."""
+    folder = Path(os.environ["CHAOS_HELD"])
+    (folder / f"came-{uuid.uuid4()}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    return jsonify(worker=os.getpid())
+
+
 @bp.get("/unlimited")
 @unlimited
 def without_limit():
@@ -53,11 +65,11 @@ def stream():
     """Lines that come one after the other."""
 
     def lines():
-        for number in range(5):
+        for number in range(times):
             yield f"{number}\n"
             time.sleep(seconds)
 
-    seconds = float(request.args.get("s", "0.3"))
+    seconds, times = float(request.args.get("s", "0.3")), int(request.args.get("times", "5"))
     return current_app.response_class(lines(), mimetype="text/plain")
 
 
