@@ -69,14 +69,18 @@ SABOTAGE: dict[str, Patches] = {
         ("gunicorn.conf.py", "worker_connections = _plan.threads", "worker_connections = 1000"),
     ),
     "client_connection_check_interval": (
-        ("flask_pooling/engine.py", ' | {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}', ""),
+        (
+            "flask_pooling/engine.py",
+            '    limits |= {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}\n',
+            "",
+        ),
     ),
     "TCP limits": (
         ("flask_pooling/engine.py", '        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,\n', ""),
         ("flask_pooling/engine.py", "        **KEEPALIVES,\n", ""),
     ),
     "prepare_threshold=None": (("flask_pooling/engine.py", '        arguments["prepare_threshold"] = None\n', ""),),
-    "SET LOCAL": (("flask_pooling/engine.py", 'f"SET LOCAL {name} = {value}"', 'f"SET {name} = {value}"'),),
+    "SET LOCAL": (("flask_pooling/engine.py", 'f"SET LOCAL {name} = ', 'f"SET {name} = '),),
     "worker_connections = threads": (
         ("gunicorn.conf.py", "worker_connections = _plan.threads", "worker_connections = 1000"),
     ),
