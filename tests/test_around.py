@@ -23,7 +23,7 @@ def defaults(installed: Path) -> dict[str, str]:
     """Every setting with its default as one writes it; nothing where there is none, or the plan decides."""
     command = [installed / ".venv/bin/python", "-c", FIELDS]
     done = subprocess.run(command, cwd=installed, env=CLEAN, capture_output=True, text=True, timeout=60, check=True)
-    return {name: "" if value in (None, {}) else f"{value}" for name, value in json.loads(done.stdout).items()}
+    return {name: "" if value in (None, {}, []) else f"{value}" for name, value in json.loads(done.stdout).items()}
 
 
 def targets(project: Path) -> list[str]:

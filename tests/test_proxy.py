@@ -97,15 +97,18 @@ def test_what_the_service_believes(behind: tuple[Proxy, list[str]]) -> None:
     """A client can forge none of it: of X-Forwarded-For and -Proto the last words count, and nginx adds those. With
     a load balancer in front of nginx the last but one are its."""
     forged = {"X_Forwarded_For": "6.6.6.6", "X_Forwarded_Proto": "https", "X_Forwarded_Prefix": "/evil"}
+    gone = {"X_Forwarded_Host": "evil.example", "X_Forwarded_Port": "666", "Forwarded": "host=evil.example"}
     began = time.time()
-    answer = json.loads(ask(behind[0], "/a%2Fb?c=%20", Host="notes.example.org", X_Request_Start="t=1", **forged)[1])
+    answer = json.loads(
+        ask(behind[0], "/a%2Fb?c=%20", Host="notes.example.org", X_Request_Start="t=1", **forged, **gone)[1]
+    )
     headers = answer["headers"]
     assert answer["path"] == "/a%2Fb?c=%20"
     assert headers["host"] == "notes.example.org"
     assert headers["x-forwarded-for"] == "6.6.6.6, 127.0.0.1"
     assert headers["x-forwarded-proto"] == "https, http"
     assert json.loads(ask(behind[0], "/")[1])["headers"]["x-forwarded-proto"] == "http"
-    assert "x-forwarded-prefix" not in headers
+    assert not {"x-forwarded-prefix", *(name.lower().replace("_", "-") for name in gone)} & headers.keys()
     assert began - 1 < float(headers["x-request-start"].removeprefix("t=")) < time.time() + 1
 
 
@@ -193,7 +196,9 @@ def test_tls_by_a_host_name(shipped: Project, tmp_path: Path) -> None:
             http.client.HTTPSConnection("localhost", nginx.tls_port, timeout=10, context=context)
         ) as connection:
             connection.request("GET", "/", headers={"X-Forwarded-Proto": "http"})
-            assert json.loads(connection.getresponse().read())["headers"]["x-forwarded-proto"] == "http, https"
+            answer = connection.getresponse()
+            assert json.loads(answer.read())["headers"]["x-forwarded-proto"] == "http, https"
+            assert answer.getheader("Strict-Transport-Security") == "max-age=31536000"
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=10)) as connection:
             connection.request("GET", "/a?b=c")
             answer = connection.getresponse()

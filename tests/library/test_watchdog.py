@@ -3,6 +3,7 @@ alone."""
 
 import http.client
 import io
+import math
 import re
 import threading
 import time
@@ -19,7 +20,7 @@ from werkzeug.test import Client
 import flask_pooling
 from flask_pooling import watchdog
 from flask_pooling.middleware import Watched
-from tests.serving import free_port, serving, wait_until
+from tests.serving import SECONDS, free_port, serving, wait_until
 
 TIMEOUT = 3
 VIEWS = """
@@ -32,6 +33,19 @@ app = create_app()
 @app.get("/hang")
 def hang():
     time.sleep(600)
+
+@app.get("/slow")
+def slow():
+    time.sleep(8)
+    return "done"
+
+@app.get("/events")
+def events():
+    def some():
+        yield "first "
+        time.sleep(8)
+        yield "done"
+    return app.response_class(some())
 
 @app.get("/late")
 @flask_pooling.unlimited
@@ -109,6 +123,26 @@ def test_a_worker_that_hangs_is_replaced(service: tuple[int, int, Path]) -> None
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize(("workers", "threads", "path"), [(2, 1, "/slow"), (1, 2, "/events")])
+def test_slow_requests_and_quiet_streams_are_served(
+    environ: dict[str, str], tmp_path: Path, workers: int, threads: int, path: str
+) -> None:
+    """One rule, whatever number of threads the plan chooses: a slow request is served while no other waits for it, and
+    a stream may say nothing for more than one and a half times WEB_TIMEOUT."""
+    (tmp_path / "views.py").write_text(VIEWS)
+    answers: list[tuple[int, str]] = []
+    more: dict[str, Any] = environ | LEAST | {"PYTHONPATH": tmp_path}
+    more |= {"WEB_CONCURRENCY": workers, "WEB_THREADS": threads}
+    with serving(tmp_path / "log", "views:app", **more) as server:
+        asking = [threading.Thread(target=lambda: answers.append(get(server.port, path, SECONDS))) for _ in range(2)]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    assert [(status, text[-4:]) for status, text in answers] == [(200, "done")] * 2
+
+
+@pytest.mark.postgres
 @pytest.mark.parametrize("service", [("--max-requests", "5", "--max-requests-jitter", "0")], indirect=True)
 def test_a_worker_that_ends_in_time_does_not_hang(service: tuple[int, int, Path]) -> None:
     """It is replaced after `max_requests`, and gives its last request WEB_GRACEFUL_TIMEOUT, no more."""
@@ -154,6 +188,45 @@ def test_when_a_worker_hangs(hanging: dict[int, watchdog.Request], plain: Flask)
         for path in ("/livez", "/readyz"):
             answer = client.get(path, environ_overrides=private)
             assert (answer.status_code, answer.mimetype) == (503, "application/problem+json")
+
+
+@pytest.mark.sqlite
+def test_a_worker_of_one_thread_hangs_where_others_wait(
+    hanging: dict[int, watchdog.Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its request is only slow. Where the kernel does not say whether somebody waits, somebody may."""
+    monkeypatch.setattr(watchdog, "_limit", [10.0, 1])
+    hanging[1] = request_since(11)
+    for waiting, hangs in ((0, False), (1, True), (math.nan, True)):
+        monkeypatch.setattr(watchdog, "_backlog", [lambda waiting=waiting: waiting])
+        assert watchdog.is_hung() is hangs
+    assert len(watchdog.past()) == 1
+
+
+@pytest.mark.sqlite
+def test_an_answer_that_has_begun_may_pause(hanging: dict[int, watchdog.Request], plain: Flask) -> None:
+    """A stream of events says nothing for a while. Before its first part it may hang, and so may what ends it."""
+    seen: list[int] = []
+
+    def late() -> None:
+        for request in hanging.values():
+            request.moved -= 100
+        seen.append(len(watchdog.past()))
+
+    def events() -> Iterator[str]:
+        late()
+        yield "first"
+        late()
+        yield "second"
+
+    def view() -> Response:
+        response = Response(events())
+        response.call_on_close(late)
+        return response
+
+    plain.add_url_rule("/events", view_func=view)
+    Client(Watched(plain)).get("/events", buffered=True).close()
+    assert seen == [1, 0, 1]
 
 
 @pytest.mark.sqlite

@@ -132,16 +132,19 @@ class Input(io.IOBase):
 
 
 class Body:
-    """An answer's body. A stream that still sends makes progress, however long it lasts."""
+    """An answer's body. A stream makes progress while it sends, and may pause between two parts."""
 
     def __init__(self, body: Iterable[bytes], request: watchdog.Request, thread: int) -> None:
         self.body, self.request, self.thread = body, request, thread
 
     def __iter__(self) -> Iterator[bytes]:
         for part in self.body:
+            self.request.pauses = False
             for begin in range(0, len(part), SENT) or (0,):
                 self.request.moved = time.monotonic()
                 yield part[begin : begin + SENT] if len(part) > SENT else part
+            self.request.pauses = True
+        self.request.pauses = False  # what is done at the end may hang
 
     def close(self) -> None:
         try:

@@ -4,6 +4,10 @@ gunicorn's timeout is the heartbeat of a worker's main loop, and a gthread worke
 Here it beats while one of its threads is free, or has made progress within half of WEB_TIMEOUT. gunicorn replaces a
 worker WEB_TIMEOUT after its last beat. By then each of its requests is past WEB_TIMEOUT, and the last one to hang has
 hung for one and a half times that.
+
+One slow request does not hang a worker of four threads, since the others take what comes. Nor does it hang a worker of
+one thread for as long as no request waits: then other workers take what comes. An answer that has begun may pause for
+as long as it likes: a stream of events is not a request that hangs.
 """
 
 import logging
@@ -25,11 +29,12 @@ View = TypeVar("View", bound=Callable[..., Any])
 class Request:
     """One that is being served."""
 
-    __slots__ = ("environ", "logged", "moved", "views")
+    __slots__ = ("environ", "logged", "moved", "pauses", "views")
 
     def __init__(self, environ: "dict[str, Any]", views: Mapping[str, Any] | None = None) -> None:
         self.environ, self.views = environ, views
         self.logged = False
+        self.pauses = False  # its answer has begun, and the app has nothing more to send yet
         self.moved = time.monotonic()  # when it began, or last sent or took something
 
     @property
@@ -40,10 +45,12 @@ class Request:
 
 in_flight: dict[int, Request] = {}  # by thread
 _limit = [math.inf, 1]  # the seconds of WEB_TIMEOUT, and this worker's threads
+_backlog: list[Callable[[], float]] = [lambda: math.nan]  # how many requests wait for a worker
 
 
 def unlimited(view: View) -> View:
-    """A decorator for a view that may take as long as it likes, under `@bp.get(...)`, or around `as_view(...)`."""
+    """Let a view take as long as it likes until its answer begins: a decorator, under `@bp.get(...)` or around
+    `as_view(...)`."""
     if isinstance(view, type):
         raise TypeError(f"unlimited({view.__name__}.as_view(...)), not the class")
     view.unlimited = True  # type: ignore[attr-defined]
@@ -51,15 +58,18 @@ def unlimited(view: View) -> View:
 
 
 def past(share: float = 1) -> list[tuple[int, Request]]:
-    """The requests, by thread, that have made no progress for this share of WEB_TIMEOUT."""
+    """Return the requests, by thread, that have made no progress for this share of WEB_TIMEOUT."""
     before = time.monotonic() - _limit[0] * share
     found = in_flight.copy().items()
-    return [(thread, request) for thread, request in found if request.moved < before and not request.unlimited]
+    late = ((thread, request) for thread, request in found if request.moved < before and not request.pauses)
+    return [(thread, request) for thread, request in late if not request.unlimited]
 
 
 def is_hung(share: float = 1) -> bool:
-    """Whether none of this worker's threads makes progress."""
-    return len(in_flight) >= _limit[1] and len(past(share)) >= _limit[1]
+    """Return whether none of this worker's threads makes progress; if there is only one, whether requests wait, too."""
+    threads = _limit[1]
+    # NaN: where the kernel does not say how many wait, somebody may.
+    return len(in_flight) >= threads and len(past(share)) >= threads and (threads > 1 or _backlog[0]() != 0)
 
 
 def watch(worker: Any, seconds: float, *, replace: bool, tick: Callable[[], None]) -> None:
@@ -68,6 +78,7 @@ def watch(worker: Any, seconds: float, *, replace: bool, tick: Callable[[], None
     :param replace: a worker that hangs stops its heartbeat. Where a developer sits at a breakpoint, it does not.
     """
     _limit[:] = seconds, worker.cfg.threads
+    _backlog[0] = metrics().sampled.get(metrics().backlog, _backlog[0])
     if replace:
         # gunicorn has no setting for this. Its documented contract is that a worker's `notify` is called again and
         # again, or the worker is replaced; tests/library/test_limit.py fails when that changes.
