@@ -31,6 +31,7 @@ BAKED = [
     "app/logs.py",
     "app/models.py",
     "app/notes.py",
+    "app/sessions.py",
     "app/middleware.py",
     "app/static/style.css",
     "app/templates/index.html",

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from flask import Flask, request
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
 import flask_pooling
 from flask_pooling import DatabaseUrl, NullPool, QueuePool, run
@@ -42,6 +42,17 @@ class Book(db.Model):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     shelf_id: Mapped[int] = mapped_column(sa.ForeignKey("shelves.id"))
+
+
+class Label(db.Model):
+    """Its attributes are not its columns."""
+
+    __tablename__ = "labels"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str] = mapped_column("label_text")
+    later: Mapped[str] = mapped_column(deferred=True, default="later")
+    twice: Mapped[int] = column_property(id * 2)
 
 
 class Elsewhere(db.Model):

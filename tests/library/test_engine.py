@@ -276,6 +276,27 @@ def test_a_connection_does_not_outlive_its_time(make_plain: MakePlain) -> None:
 
 
 @pytest.mark.postgres
+def test_a_connection_in_autocommit_is_not_lent(plain: Flask) -> None:
+    """An interrupt at the wrong moment may leave one so, which would keep what a transaction rolls back. One whose
+    engine is told to be in AUTOCOMMIT is lent."""
+    pool = engine_of(plain)
+    with pool.connect() as connection:
+        left: Any = connection.connection.dbapi_connection
+        left.autocommit = True
+    with pool.connect() as connection:
+        lent: Any = connection.connection.dbapi_connection
+        assert lent is not left
+        assert (left.closed, lent.autocommit) == (True, False)
+    told = sa.create_engine(pool.url, isolation_level="AUTOCOMMIT")
+    engine.watch(told, plain.extensions["flask_pooling"].settings, "web")
+    for _ in range(2):
+        with told.connect() as connection:
+            assert connection.connection.dbapi_connection.autocommit  # type: ignore[union-attr]
+    assert told.pool.checkedin() == 1  # type: ignore[attr-defined]
+    told.dispose()
+
+
+@pytest.mark.postgres
 def test_a_server_that_became_read_only_is_left(plain: Flask) -> None:
     """After a failover the old primary still answers. Its refusal of a write counts as a disconnect."""
     pool = engine_of(plain)

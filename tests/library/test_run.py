@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.orm import aliased
 
 from flask_pooling import run
@@ -63,12 +63,33 @@ def test_many_rows_are_one_transaction(plain: Flask, statement: Any) -> None:
         assert committed(plain, "select count(*) from items") == [len(MANY)]
 
 
-@pytest.mark.parametrize("options", [{"yield_per": 1}, {"stream_results": True}])
-def test_all_rows_come_at_once(plain: Flask, options: dict[str, Any]) -> None:
-    """A cursor of the server would need a transaction."""
+REFUSED: dict[str, Any] = {
+    "yield_per": NAMES.execution_options(yield_per=1),
+    "stream_results": NAMES.execution_options(stream_results=True),
+}
+
+
+@pytest.mark.parametrize("in_a_transaction", [False, True])
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_rows_cannot_have_is_refused(plain: Flask, reason: str, in_a_transaction: bool) -> None:
+    """With the reason: a cursor of the server would need a transaction. Nothing is sent."""
     with plain.app_context():
-        run(sa.insert(Item), MANY[:3])
-        assert len(run(NAMES.execution_options(**options))) == 3
+        if in_a_transaction:
+            db.session.execute(sa.select(1))
+        with pytest.raises(ArgumentError, match=reason):
+            run(REFUSED[reason])
+        assert run(NAMES) == []
+        assert run(NAMES.execution_options(yield_per=None, stream_results=False)) == []
+
+
+def test_objects_are_refused_where_a_session_would_give_them(plain: Flask) -> None:
+    """A row of columns is what there is outside of the session; what was written is rolled back."""
+    returning = sa.insert(Item).values(name="one").returning(Item)
+    with plain.app_context():
+        assert [row.name for row in run(returning)] == ["one"]
+        with pytest.raises(ArgumentError, match="name the columns"), db.session.begin():
+            run(returning)
+        assert [row.name for row in run(NAMES)] == ["one"]
 
 
 def test_a_relationship_adds_no_rows(plain: Flask) -> None:

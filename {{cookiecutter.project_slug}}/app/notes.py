@@ -6,9 +6,9 @@ Reads are single statements, so they use `run`: one round trip. Writes use `db.s
 from datetime import datetime
 from typing import Annotated, Any
 
-from flask import Blueprint, Response, abort, jsonify, request, url_for
+from flask import Blueprint, Response, abort, request, url_for
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from app.errors import valid
 from app.extensions import db
@@ -17,6 +17,10 @@ from flask_pooling import run
 
 MAX_ID = 2**63 - 1
 MAX_PAGE = 100
+
+# Built once, with a place for each value: to build a statement takes longer than to send it.
+ONE_NOTE = select(Note).where(Note.id == bindparam("note_id"))
+ONE_PAGE = select(Note).where(Note.id > bindparam("after")).order_by(Note.id).limit(bindparam("limit"))
 
 bp = Blueprint("notes", __name__, url_prefix="/api/notes")
 
@@ -52,6 +56,13 @@ class NoteOut(BaseModel):
     updated_at: datetime
 
 
+class NotesOut(BaseModel):
+    """One page of notes; `next` is the `after` of the page that follows, null on the last one."""
+
+    items: list[NoteOut]
+    next: int | None
+
+
 class Page(BaseModel):
     """Which notes a client asks for."""
 
@@ -61,9 +72,8 @@ class Page(BaseModel):
     after: int = Field(0, ge=0, le=MAX_ID)
 
 
-def as_json(note: Any) -> dict[str, Any]:
-    """A row or a Note."""
-    return NoteOut.model_validate(note).model_dump(mode="json")
+def answer(model: BaseModel) -> Response:
+    return Response(model.model_dump_json(), mimetype="application/json")
 
 
 @bp.url_value_preprocessor
@@ -75,11 +85,12 @@ def find_no_larger_id(endpoint: str | None, values: dict[str, Any] | None) -> No
 
 @bp.get("")
 def page() -> Response:
-    """One page, oldest first: `next` is the `after` of the page that follows, null on the last one."""
+    """One page, oldest first."""
     wanted = valid(Page, request.args.to_dict())
-    rows = run(select(Note).where(Note.id > wanted.after).order_by(Note.id).limit(wanted.limit + 1))
-    items = [as_json(row) for row in rows[: wanted.limit]]
-    return jsonify(items=items, next=items[-1]["id"] if len(rows) > len(items) else None)
+    rows = run(ONE_PAGE, {"after": wanted.after, "limit": wanted.limit + 1})
+    notes = rows[: wanted.limit]
+    following = notes[-1].id if len(rows) > len(notes) else None
+    return answer(NotesOut.model_validate({"items": notes, "next": following}))
 
 
 @bp.post("")
@@ -87,15 +98,15 @@ def create() -> tuple[Response, int, dict[str, str]]:
     note = Note(**valid(NoteIn, request.get_json()).model_dump())
     db.session.add(note)
     db.session.flush()  # the note gets its id; after the commit, it would be read once more
-    created = as_json(note)
+    created = NoteOut.model_validate(note)
     db.session.commit()
-    return jsonify(created), 201, {"Location": url_for("notes.read", note_id=created["id"])}
+    return answer(created), 201, {"Location": url_for("notes.read", note_id=created.id)}
 
 
 @bp.get("/<int:note_id>")
 def read(note_id: int) -> Response:
-    rows = run(select(Note).where(Note.id == note_id))
-    return jsonify(as_json(rows[0])) if rows else abort(404, f"There is no note {note_id}.")
+    rows = run(ONE_NOTE, {"note_id": note_id})
+    return answer(NoteOut.model_validate(rows[0])) if rows else abort(404, f"There is no note {note_id}.")
 
 
 @bp.put("/<int:note_id>")
@@ -104,9 +115,9 @@ def change(note_id: int) -> Response:
     for name, value in valid(NoteIn, request.get_json()).model_dump().items():
         setattr(note, name, value)
     db.session.flush()
-    changed = as_json(note)
+    changed = NoteOut.model_validate(note)
     db.session.commit()
-    return jsonify(changed)
+    return answer(changed)
 
 
 @bp.delete("/<int:note_id>")

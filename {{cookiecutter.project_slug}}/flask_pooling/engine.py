@@ -225,12 +225,15 @@ class PooledLimits:
 
 
 def needs_transactions(engine: Engine) -> bool:
-    """Whether a statement has the right time limits in a transaction only."""
-    return (limits := _pooled.get(engine.dialect)) is not None and limits.set_local != ""
+    """Whether a statement has the right time limits, or what a listener for `begin` sets, in a transaction only."""
+    limits = _pooled.get(engine.dialect)
+    has_limits = limits is None or limits.set_local == ""
+    return not has_limits or any(limits is None or each != limits.begun for each in engine.dispatch.begin)
 
 
 class ConnectionGuard:
-    """Never hand out a connection that the server has closed, nor one that is too old. Costs no round trip.
+    """Never hand out a connection that the server has closed, one that is too old, or one that was left in AUTOCOMMIT.
+    Costs no round trip.
 
     An idle connection has nothing to say; once the server has closed it (restart, failover, idle timeout,
     pg_terminate_backend) its socket is readable. Readable is no proof, since TLS and notices leave bytes too, so only
@@ -244,6 +247,7 @@ class ConnectionGuard:
         poller = select.poll()
         poller.register(connection.fileno(), select.POLLIN)
         record.info["readable"] = poller.poll
+        record.info["autocommit"] = connection.autocommit
         # Connections are opened together, at a start or a restart: without jitter they would expire together.
         record.info["expires"] = time.monotonic() + self.max_lifetime * random.uniform(0.5, 1)  # noqa: S311
 
@@ -254,6 +258,9 @@ class ConnectionGuard:
             raise exc.DisconnectionError("the server closed this connection while it was idle")
         if time.monotonic() > record.info["expires"]:
             raise exc.DisconnectionError("this connection has reached DB_MAX_LIFETIME")
+        if connection.autocommit != record.info["autocommit"]:
+            # An interrupt has stopped SQLAlchemy between setting it for `run` and noting that it must be reset.
+            raise exc.DisconnectionError("this connection was left in AUTOCOMMIT")
 
 
 def _answers(connection: "psycopg.Connection[Any]") -> bool:

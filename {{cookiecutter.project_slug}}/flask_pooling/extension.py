@@ -3,9 +3,7 @@
 import logging
 import os
 import weakref
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
 
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -30,14 +28,6 @@ class Pooling:
     name: str  # what the server calls the connections of its web workers
     prober: health.Prober
     probe_app: Flask
-    autocommit: dict[Engine, Engine] = field(default_factory=dict)
-
-    @cached_property
-    def has_joined_relationships(self) -> bool:
-        """Whether a model has a relationship with `lazy="joined"`."""
-        model: Any = self.db.Model
-        mappers = model.registry.mappers
-        return any(each.lazy in {"joined", False} for mapper in mappers for each in mapper.relationships)
 
 
 registered: "weakref.WeakSet[Pooling]" = weakref.WeakSet()  # of this process; gunicorn's hooks look at them
