@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling import budget, sizing, version
 from flask_pooling.engine import engine_options, time_limits
+from flask_pooling.fleet import fleet
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.urls import database_url
 
@@ -57,6 +58,9 @@ def _as_the_setting(context: click.Context, option: click.Parameter, value: str 
 @click.group()
 def pool() -> None:
     """Workers, threads and database connections: how many, and why."""
+
+
+pool.add_command(fleet)
 
 
 @pool.command()

@@ -1,0 +1,238 @@
+"""`flask pool fleet FILE` and `python -m flask_pooling fleet FILE`: the sum of all services on each server, as a gate.
+
+The file, whose keys are named as in a plan:
+
+    [servers.main]
+    max_connections = 100
+    reserved = 10            # 10 where it is left out
+    pooler = "pgbouncer"     # and poolers = 2; none where it is left out
+    url_env = "MAIN_URL"     # the variable with its URL, for --check
+
+    [services.web]
+    server = "main"          # or a list: it holds a pool to each
+    instances = 4
+    workers = 3              # 1 where it is left out
+    pool_size = 4
+    max_overflow = 0         # 0 where it is left out
+    jobs = { worker = "2x4" }
+"""
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import psycopg
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from flask_pooling.settings import JOB
+from flask_pooling.sizing import DEFAULT_RESERVED, SUPERUSER_RESERVED, Job, counted
+
+CONNECTED = """
+    select coalesce(application_name, ''), count(*)::int from pg_stat_activity
+    where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid() group by 1
+"""
+NAMELESS = "a role needs pg_read_all_stats to see the names of others"
+
+
+def _job(value: Any) -> Job:
+    if not isinstance(value, str) or not (match := JOB.fullmatch(f"job={value}")):
+        raise ValueError('is written "COPIESxCONNECTIONS", for example "2x4"')
+    return Job(int(match[2]), int(match[3]))
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class Server(_Table):
+    max_connections: int = Field(ge=1)
+    reserved: int = Field(DEFAULT_RESERVED, ge=0)
+    pooler: Literal["none", "pgbouncer"] = "none"
+    poolers: int = Field(1, ge=1)
+    url_env: str | None = None
+
+    @property
+    def usable(self) -> int:
+        return self.max_connections - SUPERUSER_RESERVED - self.reserved
+
+
+class Service(_Table):
+    server: str | list[str]
+    instances: int = Field(ge=0)
+    workers: int = Field(1, ge=1)
+    pool_size: int = Field(ge=1)
+    max_overflow: int = Field(0, ge=0)
+    jobs: dict[str, Annotated[Job, BeforeValidator(_job)]] = {}
+
+    @property
+    def servers(self) -> list[str]:
+        return [self.server] if isinstance(self.server, str) else self.server
+
+    @property
+    def web(self) -> int:
+        return self.instances * self.workers * (self.pool_size + self.max_overflow)
+
+    @property
+    def connections(self) -> int:
+        """To each of its servers."""
+        return self.web + sum(job.copies * job.connections for job in self.jobs.values())
+
+    @property
+    def sum(self) -> str:
+        jobs = "".join(f" + {job} of {name}" for name, job in self.jobs.items())
+        web = f"{counted(self.instances, 'instance')} x {counted(self.workers, 'worker')}"
+        return f"{web} x ({self.pool_size} + {self.max_overflow}){jobs} = {self.connections}"
+
+
+class Fleet(_Table):
+    servers: dict[str, Server]
+    services: dict[str, Service]
+
+    def on(self, server: str) -> dict[str, Service]:
+        return {name: service for name, service in self.services.items() if server in service.servers}
+
+    def problems(self) -> Iterator[str]:
+        """Where it does not fit, with what would help."""
+        for name, server in self.servers.items():
+            ours, usable = self.on(name), server.usable
+            needed = sum(service.connections for service in ours.values())
+            left_over = f"{server.max_connections} - {SUPERUSER_RESERVED} for superusers - {server.reserved} reserved"
+            if server.pooler != "none":
+                if ours and not self.per_pooler(name):
+                    least = server.poolers * len(ours) - usable + server.max_connections
+                    pools = f"{server.poolers} x {server.pooler} for {counted(len(ours), 'service')}"
+                    yield (
+                        f"{name}: no connection for each of {pools}: {usable} usable ({left_over});"
+                        f" what would help: servers.{name}.max_connections={least}"
+                    )
+            elif needed > usable:
+                ways = [f"servers.{name}.max_connections={needed - usable + server.max_connections}"]
+                ways += self._smaller(ours, usable - needed)
+                ways += [f'servers.{name}.pooler="pgbouncer"'] if usable >= len(ours) else []
+                helps = " or ".join(ways)
+                yield f"{name}: {needed} > {usable} usable ({left_over}); what would help: {helps}"
+
+    def per_pooler(self, server: str) -> int:
+        """max_db_connections of each of its poolers, where every service has a database of its own."""
+        return max(0, self.servers[server].usable) // (self.servers[server].poolers * max(1, len(self.on(server))))
+
+    @staticmethod
+    def _smaller(ours: dict[str, Service], missing: int) -> Iterator[str]:
+        """The largest service, smaller."""
+        name, largest = max(ours.items(), key=lambda item: item[1].web)
+        for number in "instances", "pool_size":
+            for value in range(getattr(largest, number) - 1, 0, -1):
+                if largest.model_copy(update={number: value}).web <= largest.web + missing:
+                    yield f"services.{name}.{number}={value}"
+                    break
+
+
+def read(file: Path) -> Fleet:
+    """:raises click.UsageError: with all that is wrong in it."""
+    try:
+        fleet = Fleet.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.UsageError(f"{file}: {error}") from None
+    except ValidationError as error:
+        raise click.UsageError("\n".join(f"{file}: {_said(found)}" for found in error.errors())) from None
+    unknown = [
+        f"{file}: services.{name}.server: {each!r} is not one of the servers ({', '.join(fleet.servers)})"
+        for name, service in fleet.services.items()
+        for each in service.servers
+        if each not in fleet.servers
+    ]
+    if unknown:
+        raise click.UsageError("\n".join(unknown))
+    return fleet
+
+
+def _said(found: Any) -> str:
+    where = ".".join(str(part) for part in found["loc"] if part not in {"str", "list[str]"})
+    reason = {"extra_forbidden": "no such key", "missing": "is missing"}.get(found["type"], found["msg"])
+    return f"{where}: {reason.removeprefix('Value error, ')}"
+
+
+def check(fleet: Fleet, urls: dict[str, str]) -> Iterator[str]:
+    """Who is connected to the live servers, against the file. :raises click.UsageError: one cannot be asked."""
+    for name, server in fleet.servers.items():
+        url = urls.get(name) or os.environ.get(server.url_env or "")
+        if not url:
+            where = f"the variable {server.url_env}, which is not set" if server.url_env else "url_env in the file"
+            raise click.UsageError(f"the URL of {name} comes from --url {name}=URL, or from {where}")
+        try:
+            with psycopg.connect(re.sub(r"^postgres(ql)?\+?\w*:", "postgresql:", url), connect_timeout=5) as connection:
+                (most,) = connection.execute("select current_setting('max_connections')::int").fetchone() or (0,)
+                connected: dict[str, int] = dict(connection.execute(CONNECTED).fetchall())
+        except psycopg.Error as error:
+            raise click.UsageError(f"{name} cannot be asked: {' '.join(str(error).split())}") from None
+        if most != server.max_connections:
+            yield f"{name}: max_connections is {most} there, and {server.max_connections} in the file"
+        if server.pooler != "none":
+            continue  # the names are those of its clients, at one time or another
+        planned = {each: service.web for each, service in fleet.on(name).items()}
+        for each, service in fleet.on(name).items():
+            planned |= {f"{each}/{job}": of.copies * of.connections for job, of in service.jobs.items()}
+        for who, count in sorted(connected.items()):
+            if count > planned.get(who, server.reserved):
+                called = f"{who!r}" if who else f"no name ({NAMELESS})"
+                yield f"{name}: {counted(count, 'connection')} of {called}, and the file has {planned.get(who, 'none')}"
+
+
+def rows(fleet: Fleet) -> Iterator[tuple[str, str, str]]:
+    for name, server in fleet.servers.items():
+        for service_name, service in fleet.on(name).items():
+            yield name, service_name, service.sum
+        total = sum(service.connections for service in fleet.on(name).values())
+        if server.pooler == "none":
+            yield name, "all", f"{total} of {counted(server.usable, 'connection')}"
+        else:
+            several = f"{server.poolers} x " if server.poolers > 1 else ""
+            yield (
+                name,
+                "all",
+                f"{total} clients of {several}{server.pooler}, max_db_connections={fleet.per_pooler(name)}",
+            )
+
+
+def _urls(context: click.Context, option: click.Parameter, given: Iterable[str]) -> dict[str, str]:
+    if any("=" not in each for each in given):
+        raise click.BadParameter("is written SERVER=URL", param=option)
+    return dict(each.split("=", 1) for each in given)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--check", "ask", is_flag=True, help="Ask the live servers who is connected.")
+@click.option("--url", "urls", multiple=True, callback=_urls, metavar="SERVER=URL", help="For --check.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def fleet(file: Path, ask: bool, urls: dict[str, str], as_json: bool) -> None:
+    """Sum up all services on each server of FILE.
+
+    Exits with 1 when they do not fit, and with 2 when the file cannot be used or a server cannot be asked.
+    """
+    told = read(file)
+    problems = [*told.problems(), *(check(told, urls) if ask else ())]
+    if as_json:
+        sums = {
+            name: {
+                "usable": server.usable,
+                "connections": sum(service.connections for service in told.on(name).values()),
+                "services": {each: service.connections for each, service in told.on(name).items()},
+            }
+            for name, server in told.servers.items()
+        }
+        click.echo(json.dumps({"servers": sums, "problems": problems, "holds": not problems}))
+    else:
+        table = [*rows(told)]
+        first, second = (max([0, *(len(row[column]) for row in table)]) for column in (0, 1))
+        for row in table:
+            click.echo(f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]}")
+        for problem in problems:
+            click.echo(f"problem: {problem}")
+    if problems:
+        raise SystemExit(1)
