@@ -45,7 +45,7 @@ def numbers(chance: random.Random) -> dict[str, Any]:
         return one(usual, most) if chance.random() < 0.25 else None
 
     names = chance.sample(["worker", "beat", "mail"], chance.choice([0, 0, 1, 2, 3]))
-    return {
+    made = {
         "cpus": chance.choice([chance.randint(1, 16), round(chance.uniform(0.01, 16), 2), chance.uniform(0.01, 4096)]),
         "memory_mib": chance.choice([128, 256, 512, 1024, 2048, chance.randint(1, 500), one(16_384, 1_000_000)]),
         "max_connections": one(500, 262_143),
@@ -62,6 +62,11 @@ def numbers(chance: random.Random) -> dict[str, Any]:
         "binds": chance.choice([0, 0, one(4, 100)]),
         "jobs": {name: {"copies": one(10, 99_999), "connections": one(10, 99_999)} for name in names},
     }
+    if chance.random() < 0.2:  # where the sum is about to fit exactly
+        made["max_connections"] = (
+            3 + made["reserved"] + (1 + made["binds"]) * chance.randint(0, 16) + chance.randint(0, 1)
+        )
+    return made
 
 
 def outcome(inputs: dict[str, Any]) -> dict[str, Any]:
