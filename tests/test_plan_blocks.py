@@ -50,7 +50,12 @@ def hold():
     return "held"
 """
 FASTAPI = f"""
+from fastapi import Response
 from sqlalchemy import text
+
+@app.get("/threads")
+async def threads():
+    return Response(str(current_default_thread_limiter().total_tokens))
 
 @app.get("/")
 def hold():
@@ -161,6 +166,9 @@ def opens(url: str, folder: Path, command: list[Any], port: int, expected: int) 
     name, log = folder.name[:40], folder / "log"
     with running(command, folder, environment(url, name) | {"HOME": str(folder)}, log):
         wait_for(lambda: listens(port), log=log)
+        if command[0].name == "uvicorn":
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/threads", timeout=STARTING_SECONDS) as answer:
+                assert answer.read() == b"%d" % EACH
         return most_opened(url, name, port, expected)
 
 
@@ -184,6 +192,15 @@ def test_a_block_opens_what_the_page_says(
         (folder / "main.py").write_text(DJANGO)
     else:
         (folder / "main.py").write_text(copied[name] + after[name])
+    if name == "sqlalchemy":
+        settings = run(
+            f"'{programs}/gunicorn' --print-config main:app", folder, **environment(server, "printed")
+        ).stdout
+        shown = dict(
+            re.findall(r"^(workers|worker_class|threads|worker_connections|keepalive) += (\S+)$", settings, re.M)
+        )
+        assert shown.pop("worker_class") == "gthread"
+        assert shown == {"workers": "2", "threads": "3", "worker_connections": "3", "keepalive": "0"}
     if name == "fastapi":
         words = re.search(r"# uvicorn (.*)", copied[name])
         assert words
