@@ -489,3 +489,46 @@ def test_every_process_logs_alike(copy: Path, server: str):
         ask(address, "/api/notes")
     entries = [json.loads(line) for line in (copy.parent / f"{port}.log").read_text().splitlines()]
     assert [entry for entry in entries if "GET /api/notes HTTP/1.1" in entry["message"]]
+
+
+def posted(*lines: str, body: bytes) -> bytes:
+    head = ("POST /api/notes HTTP/1.1", "Host: x", "Connection: close", "Content-Type: application/json", *lines)
+    return "\r\n".join((*head, "", "")).encode() + body
+
+
+def in_json(body: bytes) -> bytes:
+    return posted(f"Content-Length: {len(body)}", body=body)
+
+
+def in_chunks(body: bytes) -> bytes:
+    return posted("Transfer-Encoding: chunked", body=body)
+
+
+NO_REQUESTS = {
+    400: (
+        in_json(b"[" * 20_000), in_json(b'{"a":' * 20_000), in_json(b"[" * 900_000), in_json(b""),
+        in_json(b'{"a": "\xff"}'),
+        in_json(b'{"title": "a", "body": ' + b"9" * 5000 + b"}"),
+        in_chunks(b"zz\r\nabc\r\n0\r\n\r\n"), in_chunks(b"3\r\nabcd\r\n0\r\n\r\n"), in_chunks(b"30\r\nabc"),
+        in_chunks(b"3\r\nabc\r\n"), in_chunks(b"f" * 20 + b"\r\nabc"), in_chunks(b"-1\r\nabc"),
+        in_chunks(b"0\r\nbad trailer\r\n\r\n"),
+        posted("Content-Length: 500", body=b"abc"), posted("Content-Length: 5000", body=b"abc"),
+        posted("Content-Length: 3", "Content-Length: 4", body=b"abcd"), posted("Content-Length: +3", body=b"abc"),
+    ),
+    422: (
+        in_json(b'{"title": "\\ud800"}'), in_json(b'{"title": "\\u0000"}'), in_json(b'{"title": "a", "body": NaN}'),
+        in_json(b"[]"), in_json(b"null"),
+    ),
+}  # fmt: skip
+
+
+def test_what_is_no_request_is_the_clients_fault(installed: Path, server: str):
+    """And no error of the service's: bodies that do not parse, that break off, or that say two lengths."""
+    with served(GUNICORN, installed, free_port(), signal.SIGTERM, **production(server)) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        for status, requests in NO_REQUESTS.items():
+            for request in requests:
+                with socket.create_connection((host, int(port)), timeout=20) as client:
+                    client.sendall(request)
+                    client.shutdown(socket.SHUT_WR)
+                    assert client.recv(65536).startswith(b"HTTP/1.1 %d" % status), request[:300]
