@@ -1,5 +1,6 @@
 """Logs, by the logging module: one JSON object a line in production, plain lines elsewhere; the request id on both."""
 
+import contextlib
 import fcntl
 import logging
 import logging.config
@@ -58,15 +59,13 @@ class WholeLines(logging.StreamHandler[TextIO]):
     """A pipe takes 4096 bytes at once, so longer lines of two workers would be mixed: one writes while others wait."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
+        with contextlib.suppress(OSError):  # not a file
             fcntl.lockf(self.stream, fcntl.LOCK_EX)
-        except OSError:  # not a file
-            super().emit(record)
-            return
         try:
             super().emit(record)
         finally:
-            fcntl.lockf(self.stream, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.lockf(self.stream, fcntl.LOCK_UN)
 
 
 def encode(entry: dict[str, Any], **_: Any) -> str:

@@ -31,6 +31,11 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "strict-origin-when-cross-origin",
 }
 
+LOST_COOKIE = (
+    "a cookie that is Secure was set on a request that came by HTTP: browsers drop it, so logins do not last. Serve by"
+    " HTTPS; where a proxy does, set WEB_TRUSTED_PROXIES"
+)
+
 log = logging.getLogger("app.access")
 
 
@@ -56,8 +61,10 @@ class Middleware:
 
         def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
             there = {name.lower() for name, _ in headers}
-            if "set-cookie" in there and environ["wsgi.url_scheme"] == "http":
-                self.warn_of_lost_cookies(headers)
+            if not self.has_warned and environ["wsgi.url_scheme"] == "http" and "set-cookie" in there:
+                self.has_warned = any(n.lower() == "set-cookie" and "; secure" in v.lower() for n, v in headers)
+                if self.has_warned:
+                    log.warning(LOST_COOKIE)
             ours = {**SECURITY_HEADERS, "X-Request-ID": request_id}
             headers = [*headers, *((name, value) for name, value in ours.items() if name.lower() not in there)]
             line = {
@@ -72,15 +79,6 @@ class Middleware:
             return start_response(status, headers, *error)
 
         return self.app(environ, answer)
-
-    def warn_of_lost_cookies(self, headers: list[tuple[str, str]]) -> None:
-        cookies = [value for name, value in headers if name.lower() == "set-cookie"]
-        if not self.has_warned and any("; secure" in cookie.lower() for cookie in cookies):
-            self.has_warned = True
-            log.warning(
-                "a cookie that is Secure was set on a request that came by HTTP: browsers drop it, so logins do not"
-                " last. Serve by HTTPS; where a proxy does, set WEB_TRUSTED_PROXIES"
-            )
 
 
 def undo_what_leads_elsewhere(environ: "WSGIEnvironment") -> None:
@@ -101,5 +99,6 @@ def address(text: str) -> str | None:
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     with contextlib.suppress(ValueError):
-        return text if ipaddress.ip_address(text) and "%" not in text else None
+        ipaddress.ip_address(text)
+        return text if "%" not in text else None
     return None
