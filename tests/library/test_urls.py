@@ -47,6 +47,8 @@ def refusal(monkeypatch: pytest.MonkeyPatch, url: str = "postgresql://u@h/d", **
         ("postgresql://u@[2001:db8::7]/d", {"host": "2001:db8::7"}),
         ("postgresql://u:p@/d?host=/cloudsql/project:region:instance", {"host": "/cloudsql/project:region:instance"}),
         ("postgresql://u:p@%2Fcloudsql%2Fone/d?host=/cloudsql/one", {"host": "/cloudsql/one"}),
+        ("postgresql://u@%2Ftmp%2Fsock:5433/d", {"host": "/tmp/sock", "port": "5433"}),
+        ("postgres://u:p@%2fvar%2Frun/d?sslmode=disable", {"host": "/var/run", "sslmode": "disable"}),
         ("postgresql://u@/d?host=one:1,two:2", {"host": "one,two", "port": "1,2"}),
         ("postgresql://u@/d?host=one:1&host=two:2", {"host": "one,two", "port": "1,2"}),
         ("postgresql://u@/d?host=one,two&port=1,2", {"host": "one,two", "port": "1,2"}),
@@ -216,7 +218,8 @@ def test_options_come_after_ours(
 ) -> None:
     """libpq drops PGOPTIONS when it is given options as an argument. To Postgres the last word counts."""
     found = arguments(load(monkeypatch, f"postgresql://u@h/d?{query}", **environ))["options"]
-    assert found == f"-c client_connection_check_interval=1000 {options}"
+    assert found.startswith("-c client_connection_check_interval=1000 -c tcp_user_timeout=4000 ")
+    assert found.endswith(f"-c tcp_keepalives_count=3 {options}")
 
 
 def test_a_service_file_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

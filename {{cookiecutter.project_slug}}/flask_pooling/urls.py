@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo, PGconn
@@ -65,6 +66,9 @@ def database_url(value: Any) -> Any:
         elif url.drivername != "sqlite":
             instead = "sqlite" if url.drivername.startswith("sqlite") else "postgresql"
             raise ValueError(f"{url.drivername}:// is not supported; use {instead}://")
+        if (url.host or "").upper().startswith("%2F") and "host" not in url.query:  # a socket's folder, as libpq has it
+            socket = {"host": unquote(str(url.host))} | ({"port": str(url.port)} if url.port else {})
+            url = url.set(host=None, port=None).update_query_dict(socket)
         hosts = url.query.get("host", "")
         if isinstance(hosts, str) and HOSTS_WITH_PORTS.fullmatch(hosts):  # as SQLAlchemy wants them: host=, host=
             url = url.update_query_dict({"host": hosts.split(",")})
