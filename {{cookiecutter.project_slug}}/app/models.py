@@ -1,4 +1,8 @@
-"""The tables. `Note` is the example: README.md says how to delete it."""
+"""The tables. `Note` is the example: README.md says how to delete it.
+
+Models may be in other modules as well, such as a blueprint's. `make migrate` sees them once create_app() imports the
+module.
+"""
 
 from datetime import UTC, datetime
 

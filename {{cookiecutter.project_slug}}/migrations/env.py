@@ -1,15 +1,15 @@
-"""How Alembic runs here: one process at a time, never waiting long for a lock, and on SQLite without losing rows.
+"""What `flask db` runs: Flask-Migrate's own env.py, plus what a service needs that migrates while it serves.
 
-Several instances of a deploy may start `flask db upgrade` at once: an advisory lock lets one work while the others
-wait, and then find nothing left to do. A lock on a table is waited for LOCK_TIMEOUT only, and then tried for again,
-since every query that arrives in the meantime queues up behind the one that waits.
+- Several instances may run `flask db upgrade` at once: one migrates, and the others wait for an advisory lock.
+- A migration waits for a lock on a table for LOCK_TIMEOUT only, since every query that arrives meanwhile queues up
+  behind it. Then it is tried again, unless a part of it is committed.
+- Each database of SQLALCHEMY_BINDS that has models is migrated after the first one.
 
 A migration takes two connections out of DB_RESERVED_CONNECTIONS: one that holds the advisory lock, in a transaction so
-that it holds through a pooler too, and one that works, which may leave its transaction for CREATE INDEX CONCURRENTLY.
+that it holds through a pooler too, and one that works.
 """
 
 import contextlib
-import logging
 import re
 import sys
 import time
@@ -20,63 +20,51 @@ from pathlib import Path
 from typing import Any
 
 from alembic import context
-from alembic.script.revision import MultipleHeads, ResolutionError
+from alembic.script.revision import MultipleHeads, ResolutionError, RevisionError
 from alembic.util import CommandError
 from flask import current_app
 from psycopg.errors import LockNotAvailable
+from psycopg.pq import TransactionStatus
 from sqlalchemy import event, text
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app import defaults
 from app.extensions import db
-from migrations.writing import HOW_TO_FILL_ROWS, look_at_what_was_found, render_item
 
 LOCK_ID = zlib.crc32(defaults.SERVICE_NAME.encode())
 LONGEST_WAIT_FOR_ANOTHER_INSTANCE = "10min"
 LOCK_TIMEOUT = "1s"
 ATTEMPTS = 10
 PAUSE_SECONDS = 0.5
-# What a role or a database may limit, for the sake of requests.
+# A role or a database may have these for the sake of requests. A migration lifts them.
 LIMITS = (
     *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
     *("idle_session_timeout", "transaction_timeout"),
 )
-HOW_TO_GO_ON = "get the code that has it or, in development, delete the database in instance/"
-
-log = logging.getLogger("migrations")  # what is below "alembic" is shown by nobody
+OUR_OWN = ("alembic_version", "pg_settings", "pg_catalog", "SET LOCAL lock_timeout")
 
 
-def options(key: str | None) -> dict[str, Any]:
-    """:param key: a key of SQLALCHEMY_BINDS. None is the first database: `upgrade` and `downgrade` migrate it.
-    The others have functions of their own, `upgrade_KEY` and `downgrade_KEY`."""
-    tokens = {"upgrade_token": "upgrades", "downgrade_token": "downgrades"}
+def configure(key: str | None, **more: Any) -> None:
+    """:param key: a key of SQLALCHEMY_BINDS. None is the first database."""
+    if getattr(context.config.cmd_opts, "autogenerate", False):
+        from migrations import writing  # noqa: PLC0415  # only `make migrate` needs it
+
+        more |= writing.options(key)
     if key is not None:
-        suffix = re.sub(r"\W", "_", key)
-        tokens = {name: f"{suffix}_{token}" for name, token in tokens.items()}
-        for script in context.script.walk_revisions():
-            for way in ("upgrade", "downgrade"):
-                setattr(script.module, way, getattr(script.module, f"{way}_{suffix}", lambda: None))
-    return {
-        "target_metadata": db.metadatas[key],
-        "transaction_per_migration": True,
-        "render_item": render_item,
-        "process_revision_directives": look_at_what_was_found,
-        **tokens,
-        **current_app.extensions["migrate"].configure_args,
-    }
+        more |= functions_of(re.sub(r"\W", "_", key))
+    more |= {"target_metadata": db.metadatas[key], "transaction_per_migration": True}
+    context.configure(**(more | current_app.extensions["migrate"].configure_args))
 
 
-def migrate(connection: Connection, key: str | None, **more: Any) -> None:
-    context.configure(connection=connection, **{"on_version_apply": say_what_was_applied, **options(key), **more})
-    with context.begin_transaction():
-        context.run_migrations()
-
-
-def say_what_was_applied(step: Any, **_: Any) -> None:
-    if not step.is_stamp:
-        way, migration = "upgraded to" if step.is_upgrade else "downgraded from", step.up_revision
-        print(f"{way} {migration.revision}: {migration.doc}")
+def functions_of(key: str) -> dict[str, str]:
+    """Make Alembic write and call upgrade_KEY() in place of upgrade(). Flask-Migrate's template for several databases
+    calls upgrade(engine_name), which the migrations from before the second database do not take."""
+    for script in context.script.walk_revisions():
+        module: Any = script.module
+        module.upgrade = getattr(module, f"upgrade_{key}", lambda: None)
+        module.downgrade = getattr(module, f"downgrade_{key}", lambda: None)
+    return {"upgrade_token": f"{key}_upgrades", "downgrade_token": f"{key}_downgrades"}
 
 
 def migrate_on_postgres(engine: Engine, key: str | None) -> None:
@@ -86,23 +74,41 @@ def migrate_on_postgres(engine: Engine, key: str | None) -> None:
         # The last statement keeps its snapshot, which CREATE INDEX CONCURRENTLY would wait for; this one has none.
         guard.execute(text("SET LOCAL lock_timeout = 0"))
         for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with connect(engine) as connection:
-                    event.listen(connection, "begin", limit_the_wait)
-                    migrate(connection, key)
-                return
-            except OperationalError as error:
-                if not isinstance(error.orig, LockNotAvailable) or attempt == ATTEMPTS:
-                    raise
-                log.warning("attempt %d of %d: a table is locked; trying again", attempt, ATTEMPTS)
-                time.sleep(PAUSE_SECONDS)
+            with connect(engine) as connection:
+                event.listen(connection, "begin", limit_the_wait)
+                progress = Progress(connection)
+                try:
+                    migrate(connection, key, progress)
+                    break
+                except Exception as error:
+                    if not progress.may_be_tried_again(error) or attempt == ATTEMPTS:
+                        raise
+            print(f"attempt {attempt} of {ATTEMPTS}: a table is locked; trying again", file=sys.stderr)
+            time.sleep(PAUSE_SECONDS)
+
+
+def migrate(connection: Connection, key: str | None, progress: "Progress | None" = None) -> None:
+    def version_applied(ctx: Any, step: Any, heads: object, run_args: object) -> None:
+        ctx.connection.commit()  # Alembic would not, where the migration has done so by itself
+        if progress:
+            progress.applied()
+        if not step.is_stamp:
+            way, migration = "upgraded to" if step.is_upgrade else "downgraded from", step.up_revision
+            print(f"{way} {migration.revision}: {migration.doc}")
+
+    configure(key, connection=connection, transactional_ddl=True, on_version_apply=version_applied)
+    with context.begin_transaction():
+        try:
+            context.run_migrations()
+        except CommandError as error:
+            sys.exit(in_words(error, context.get_context().get_current_heads()))
 
 
 @contextlib.contextmanager
 def connect(engine: Engine) -> Iterator[Connection]:
     """A connection without the limits of a role or a database. It does not go back to the pool, which has them."""
     # Behind a pooler a setting must not outlive the transaction: the next client would have it.
-    local = current_app.extensions["flask_pooling"].settings.db_pooler != "none"
+    local = current_app.extensions["settings"].db_pooler != "none"
     lift = f"SELECT set_config(name, '0', {local}) FROM pg_settings WHERE name IN {LIMITS}"  # noqa: S608  # constants
     with engine.connect() as connection:
         event.listen(connection, "begin", lambda begun: begun.exec_driver_sql(lift))
@@ -116,67 +122,99 @@ def limit_the_wait(connection: Connection) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
 
 
+class Progress:
+    """Which statements of the migration that runs are committed: those of an autocommit_block() or before a commit."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.committed: list[list[str]] = []
+        self.open: list[str] = []
+        self.has_applied = False
+        event.listen(connection, "after_cursor_execute", self.executed)
+        event.listen(connection, "commit", self.commit)
+        event.listen(connection, "rollback", lambda _: self.open.clear())
+
+    def executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if not any(each in statement for each in OUR_OWN):
+            self.open.append(" ".join(statement.split())[:60])
+        if cursor.connection.info.transaction_status == TransactionStatus.IDLE:
+            self.commit(connection)  # in an autocommit_block(), or after op.execute("COMMIT")
+            if not cursor.connection.autocommit:
+                limit_the_wait(connection)
+
+    def commit(self, _: Connection) -> None:
+        if self.open:
+            self.committed.append(self.open)
+            self.open = []
+
+    def applied(self) -> None:
+        self.committed, self.has_applied = [], True
+
+    def may_be_tried_again(self, error: Exception) -> bool:
+        """Whether nothing of the migration is left. If something is, the error says what."""
+        statement = getattr(error, "statement", "")
+        if statement is None:  # the last commit failed
+            self.committed = self.committed[:-1]
+        if stands := [each for transaction in self.committed for each in transaction]:
+            error.add_note(f"committed already, and not undone: {'; '.join(stands)}")
+        if concurrently := "CONCURRENTLY" in (statement or "").upper():
+            error.add_note("an index that was built CONCURRENTLY may be left, and is invalid: drop it")
+        # A second +1 or -1 would be counted from where this run is now.
+        relative = self.has_applied and set(str(context.get_revision_argument())) & set("+-")
+        locked = isinstance(getattr(error, "orig", None), LockNotAvailable)
+        return locked and not (stands or concurrently or relative)
+
+
 def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
-    """SQLite changes a table by making a new one, and dropping the old one deletes what refers to it by ON DELETE
-    CASCADE. So foreign keys are off meanwhile, and are looked at before each migration is committed. Python's driver
-    begins no transaction for DDL by itself; with one, a migration that fails leaves nothing behind."""
+    """Batch mode makes a table anew, and dropping the old one would delete what refers to it by ON DELETE CASCADE: no
+    foreign keys meanwhile. Python's driver begins no transaction for DDL; with one, what fails leaves nothing."""
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
         connection.rollback()
         driver: Any = connection.connection.dbapi_connection
         driver.isolation_level = None
         event.listen(connection, "begin", lambda begun: begun.exec_driver_sql("BEGIN"))
-        migrate(connection, key, transactional_ddl=True, on_version_apply=refuse_dangling_rows)
+        migrate(connection, key)
         connection.invalidate()  # a pool must not lend it again as it is
-
-
-def refuse_dangling_rows(ctx: Any, **more: Any) -> None:
-    if broken := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
-        rows = ", ".join(f"row {row[1]} of {row[0]} refers to {row[2]}" for row in broken[:5])
-        sys.exit(f"the migration would leave rows that refer to nothing, and was not applied: {rows}")
-    say_what_was_applied(**more)
 
 
 def in_one_line(error: SQLAlchemyError) -> str:
     """Which line of which migration failed, what the database said, and what to do."""
     said = " ".join(str(getattr(error, "orig", error)).split())
-    if isinstance(error, OperationalError) and error.connection_invalidated is False and error.statement is None:
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in stack if Path(frame.filename).parent.name == "versions"]
+    if isinstance(error, DBAPIError) and not frames and getattr(error.orig, "sqlstate", None) is None:
         return f"the database cannot be reached; check DATABASE_URL: {said}"
-    frames = traceback.extract_tb(error.__traceback__)
-    files = [frame for frame in frames if Path(frame.filename).parent.name == "versions"]
-    where = f"{Path(files[-1].filename).name}, line {files[-1].lineno}: " if files else ""
-    no_value = any(each in said for each in ("NOT NULL column", "NOT NULL constraint failed", "contains null values"))
-    return f"the migration was not applied: {where}{said}" + (f"; {HOW_TO_FILL_ROWS}" if no_value else "")
+    where = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}: " if frames else ""
+    return "; ".join([f"the migration failed: {where}{said}", *getattr(error, "__notes__", ())])
 
 
-def main() -> None:
-    """Each database of SQLALCHEMY_BINDS that has tables is migrated after the first one."""
+def in_words(error: CommandError, heads: tuple[str, ...]) -> str:
+    """A revision that nobody has may be a typing error, or what the database has had from another branch."""
+    cause = error.__cause__
+    if isinstance(cause, MultipleHeads):
+        both = ", ".join(context.script.get_heads())
+        return f'two migrations follow the same one ({both}); join them: flask db merge -m "merge" heads'
+    if isinstance(cause, ResolutionError) and cause.argument in heads:
+        return f"the database is at {cause.argument}, which migrations/versions does not have; get the code that has it"
+    return f"{error}; flask db history shows what there is" if isinstance(cause, RevisionError) else str(error)
+
+
+try:
+    context.script.get_heads()
+except KeyError as error:
+    sys.exit(f"migrations/versions has no {error}, which another migration follows; get it back")
+try:
     for key in sorted(db.metadatas, key=lambda key: (key is not None, key)):
         if key not in db.engines:
             sys.exit(f"a model has __bind_key__ = {key!r}, which is not in SQLALCHEMY_BINDS")
         engine = db.engines[key]
         if context.is_offline_mode():
-            context.configure(url=engine.url, literal_binds=True, **options(key))
+            configure(key, url=engine.url, literal_binds=True)
             with context.begin_transaction():
                 context.run_migrations()
         elif engine.dialect.name == "postgresql":
             migrate_on_postgres(engine, key)
         else:
             migrate_on_sqlite(engine, key)
-
-
-try:
-    main()
 except SQLAlchemyError as error:
     sys.exit(in_one_line(error))
-except KeyError as error:
-    if Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts[-2:] != ("script", "revision.py"):
-        raise
-    sys.exit(f"migrations/versions has no {error}, which another migration follows; get it back or delete both")
-except CommandError as error:
-    if isinstance(error.__cause__, ResolutionError):
-        sys.exit(f"{error}: the database is at a migration that is not in migrations/versions; {HOW_TO_GO_ON}")
-    if not isinstance(error.__cause__, MultipleHeads):
-        raise
-    heads = ", ".join(context.script.get_heads())
-    sys.exit(f'two migrations follow the same one ({heads}); join them: flask db merge -m "merge" heads')

@@ -1,5 +1,8 @@
 """${message}"""
 
+% if any("_enum_value" in str(text) for text in context.kwargs.values()):
+import alembic_postgresql_enum  # noqa: F401  # op.add_enum_value(), op.sync_enum_values()
+% endif
 import sqlalchemy as sa
 from alembic import op
 ${imports if imports else ""}
