@@ -83,6 +83,7 @@ BAKED = [
     "flask_pooling/metrics.py",
     "flask_pooling/options.py",
     "flask_pooling/page.py",
+    "flask_pooling/py.typed",
     "flask_pooling/probes.py",
     "flask_pooling/process.py",
     "flask_pooling/middleware.py",
@@ -156,7 +157,7 @@ def test_as_a_careful_engineer_types(texts: dict[str, str]):
     """Unix line ends, one at the end, no trailing space, no tab but in a Makefile, and no runs of blank lines."""
     for name, text in texts.items():
         if not text:
-            assert name.endswith("__init__.py"), name
+            assert name.endswith(("__init__.py", "py.typed")), name
             continue
         assert "\r" not in text, name
         assert re.search(r"[^\n]\n\Z", text), f"{name} does not end with one newline"
