@@ -25,7 +25,7 @@ os.dup2(int(sys.argv[1]), 3)
 os.dup2(int(sys.argv[2]), 4)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
-ANSWER_SECONDS = 30
+ANSWER_SECONDS = 120
 
 
 class Page:

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -16,8 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 STARTING_SECONDS = 300
-STOPPING_SECONDS = 20
-RUNNING_SECONDS = 1200
+STOPPING_SECONDS = 120
+RUNNING_SECONDS = 3600
 # A command finds the environment of a machine where nothing is set.
 CLEAN = {
     name: value
@@ -51,11 +52,22 @@ def run(command: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[
     )
 
 
+def _pairs() -> Iterator[int]:
+    """Every other port of those that this worker of pytest-xdist has to itself, from a random one on. They are below
+    those that the kernel gives to clients, or a connection might take one before the server does."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+    ports = range(10_000 + 5_000 * worker, 15_000 + 5_000 * worker, 2)
+    start = random.randrange(len(ports))  # noqa: S311  # no secret
+    return itertools.cycle([*ports[start:], *ports[:start]])
+
+
+PAIRS = _pairs()
+
+
 def free_port() -> int:
-    """A port that nobody has, and that has another such after it: production's probes go there. Below those that the
-    kernel gives to clients, or a connection might take it before the server does."""
+    """A port that nobody has, and that has another such after it: production's probes go there."""
     while True:
-        port = random.randrange(10_000, 30_000)  # noqa: S311  # no secret
+        port = next(PAIRS)
         with socket.socket() as one, socket.socket() as two, contextlib.suppress(OSError):
             one.bind(("127.0.0.1", port))
             two.bind(("127.0.0.1", port + 1))
@@ -64,7 +76,7 @@ def free_port() -> int:
 
 def ask(address: str, path: str, method: str = "GET", accept: str = "*/*", **note: str) -> tuple[int, Any]:
     """The status of an answer, and what it says."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=10)
+    connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=120)
     with contextlib.closing(connection):
         headers = {"Accept": accept} | ({"Content-Type": "application/json"} if note else {})
         connection.request(method, path, body=json.dumps(note) if note else None, headers=headers)

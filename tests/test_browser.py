@@ -26,7 +26,7 @@ def browse(tmp_path: Path) -> Browse:
             env=CLEAN | {"HOME": str(tmp_path)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=True,
         )
         return result.stdout, re.findall(r"^\[[^\]]*:CONSOLE:?[^\]]*\] (.*)", result.stderr, re.MULTILINE)

@@ -22,7 +22,7 @@ from needs import AS_NOBODY, READ_ONLY_SHARED_MEMORY, WITH_MOUNTS
 from serving import CLEAN, free_port, metrics_folders, postgres, run
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-SECONDS = 30
+SECONDS = 120
 # As systemd starts a service that has a socket: it is file 3, and its variables name the process.
 ACTIVATED = """
 import os, sys

@@ -73,7 +73,7 @@ def say(command: str, folder: Path, environ: dict[str, str]) -> subprocess.Compl
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 
@@ -93,7 +93,7 @@ def served(shop: Path, settings: dict[str, str], command: str = "gunicorn", *, r
         there = settings | {"PORT": str(port)}
         server = subprocess.Popen(["sh", "-c", f"exec {command}"], cwd=shop, env=there, stdout=log, stderr=log)
         try:
-            address, give_up = f"http://127.0.0.1:{port}", time.monotonic() + 30
+            address, give_up = f"http://127.0.0.1:{port}", time.monotonic() + 120
             while True:
                 with contextlib.suppress(OSError):
                     if ask(address, "/readyz")[0] == ready:
@@ -114,7 +114,7 @@ def test_the_app_before(installed: Path, tmp_path: Path):
     code += "with a.app_context(): print(db.engine.pool.size(), db.engine.pool._max_overflow)"
     settings = environ(installed, "sqlite:///shop.db") | {"PYTHONPATH": str(SHOP)}
     done = subprocess.run(
-        ["python", "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=60, check=True
+        ["python", "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True, timeout=600, check=True
     )
     assert done.stdout.split() == ["5", "10"]
 

@@ -86,7 +86,7 @@ def test_ctrl_c_ends_it_with_what_was_found(service: int, installed: Path, secon
             text = next(line for line in process.stdout if " clients for " in line)
             time.sleep(seconds)
             os.killpg(process.pid, signal.SIGINT)
-            text += process.communicate(timeout=20)[0]
+            text += process.communicate(timeout=300)[0]
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -107,7 +107,7 @@ def test_a_service_that_goes_away(installed: Path):
             text = next(line for line in process.stdout if " clients for " in line)
             time.sleep(3)
             stack.close()
-            text += process.communicate(timeout=60)[0]
+            text += process.communicate(timeout=300)[0]
     assert process.returncode != 0, text
     assert "s  the service does not answer\n" in text, text
     assert f"problem      the service does not answer any more: http://127.0.0.1:{port}/pool.json" in text, text

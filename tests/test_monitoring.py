@@ -21,7 +21,7 @@ RULES = "deploy/monitoring/alerts.yml"
 DASHBOARD = "deploy/monitoring/grafana/dashboard.json"
 # The rules look at minutes. The real Prometheus of this test looks at seconds.
 SHORTER = {"1m": "4s", "5m": "20s", "1h": "30s"}
-FIRES_WITHIN_SECONDS = 60
+FIRES_WITHIN_SECONDS = 300
 # The service with views that hang, that are slow, and that take a second connection.
 VIEWS = """
 import time
@@ -239,10 +239,10 @@ def prometheus(folder: Path, rules: str, targets: dict[str, list[int]]) -> Itera
                         break
                 time.sleep(0.1)
             assert server.poll() is None, (folder / "prometheus.log").read_text()
-            yield lambda path: json.loads(get(port, path, 10))["data"]
+            yield lambda path: json.loads(get(port, path, 120))["data"]
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(120)
 
 
 def dashboard_expressions(project: Path) -> list[str]:

@@ -260,7 +260,7 @@ def test_workers_of_another_user(copy: Path, server: str):
             command, cwd=copy, env=environ, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 120
         while not (folders := metrics_folders(gunicorn.pid)) or log.read_text().count("Booting worker") < 3:
             assert time.monotonic() < give_up, log.read_text()
             time.sleep(0.1)
@@ -290,7 +290,7 @@ def test_a_folder_for_metrics_that_is_given(copy: Path, server: str, tmp_path: P
     children = Path(f"/proc/{gunicorn.pid}/task/{gunicorn.pid}/children")
     try:
         for workers in (2, 4, 6):
-            give_up = time.monotonic() + 30
+            give_up = time.monotonic() + 120
             while slots(port + 1) != 4:
                 assert time.monotonic() < give_up, log.read_text()
                 time.sleep(0.1)
@@ -365,7 +365,7 @@ with create_app().app_context():
 def head_of(address: str, path: str, *lines: str) -> str:
     """The head of an answer to a request with these header lines, as they are."""
     host, _, port = address.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=20) as client:
+    with socket.create_connection((host, int(port)), timeout=120) as client:
         client.sendall("\r\n".join((f"GET {path} HTTP/1.1", *lines, "Connection: close", "", "")).encode("latin-1"))
         return b"".join(iter(lambda: client.recv(65536), b"")).decode()
 

@@ -93,7 +93,7 @@ class Service:
     cookie: str = field(default="")
 
     def ask(self, method: str, path: str, form: dict[str, str] | None = None, **headers: str) -> tuple[int, Any, Any]:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             sent = {name.replace("_", "-"): value for name, value in headers.items()}
             if self.cookie:
                 sent["Cookie"] = self.cookie
@@ -123,13 +123,13 @@ def service(owned: Path, venv: Path, tmp_path_factory: pytest.TempPathFactory) -
             "PORT": str(port),
             "DB_BINDS": "1",
         }
-        subprocess.run([venv / "flask", "db", "upgrade"], cwd=owned, env=environ, check=True, timeout=60)
+        subprocess.run([venv / "flask", "db", "upgrade"], cwd=owned, env=environ, check=True, timeout=600)
         log = folder / "log"
         with log.open("wb") as output:
             server = subprocess.Popen([venv / "gunicorn"], cwd=owned, env=environ, stdout=output, stderr=output)
         try:
             made = Service(port, url, log)
-            give_up = time.monotonic() + 30
+            give_up = time.monotonic() + 120
             while True:
                 with contextlib.suppress(OSError):
                     if made.ask("GET", "/readyz")[0] == 200:
@@ -149,7 +149,7 @@ def test_the_migration_is_as_the_formatter_leaves_it(owned: Path, venv: Path):
     assert "app." not in migration.read_text()
     for words in (["check"], ["format", "--check"]):
         done = subprocess.run(
-            [venv / "ruff", *words, migration], cwd=owned, capture_output=True, text=True, check=False, timeout=60
+            [venv / "ruff", *words, migration], cwd=owned, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, done.stdout
 
@@ -238,7 +238,7 @@ def test_tests_find_the_second_database_empty(owned: Path, venv: Path, database:
     before = [path.read_bytes() for path in developers]
     words = [venv / "python", "-m", "pytest", "-p", "no:cacheprovider", "--database", database, file]
     for _ in range(2):
-        done = subprocess.run(words, cwd=owned, env=CLEAN, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(words, cwd=owned, env=CLEAN, capture_output=True, text=True, check=False, timeout=600)
         assert "2 passed" in done.stdout, done.stdout + done.stderr
     assert [path.read_bytes() for path in developers] == before
 
@@ -286,7 +286,7 @@ def test_testing_signals_and_json_are_flasks(owned: Path, venv: Path, tmp_path: 
     """In development, on SQLite: nothing of a second Postgres is asked for."""
     environ = CLEAN | {"APP_ENV": "development", "DATABASE_URL": f"sqlite:///{tmp_path}/dev.db"}
     words = [venv / "python", "-c", IN_PROCESS]
-    done = subprocess.run(words, cwd=owned, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(words, cwd=owned, env=environ, capture_output=True, text=True, check=False, timeout=600)
     assert done.stdout.splitlines() == ["raised and told", '{"b":1,"a":"<b>bold</b>"}'], done.stderr
 
 
@@ -295,7 +295,7 @@ def test_a_bind_that_is_not_counted_is_refused_with_the_remedy(owned: Path, venv
     nowhere = "postgresql://app@127.0.0.1:1/none"
     environ = CLEAN | {"DATABASE_URL": nowhere, "REPORTS_URL": nowhere, "SECRET_KEY": secrets.token_hex(32)}
     done = subprocess.run(
-        [venv / "gunicorn"], cwd=owned, env=environ, capture_output=True, text=True, check=False, timeout=60
+        [venv / "gunicorn"], cwd=owned, env=environ, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode != 0
     assert "1 on Postgres ('reports'), and the plan counts each; set DB_BINDS=1" in done.stderr

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from chaos.harness import Project, Proxy, free_port, proxy
-from serving import served
+from chaos.harness import Project, Proxy, proxy, wait_for
+from serving import free_port, served
 
 INSTANCES = ("127.0.0.2", "127.0.0.3")
 LARGEST = 1024 * 1024
@@ -25,6 +25,7 @@ class Instance(BaseHTTPRequestHandler):
     """Answers with what it was sent."""
 
     seen: list[str]
+    heard = threading.Semaphore(0)
 
     def do_GET(self) -> None:
         if self.path == "/stream":
@@ -33,7 +34,8 @@ class Instance(BaseHTTPRequestHandler):
             self.end_headers()
             for _ in range(3):
                 self.wfile.write(b"line\n")
-                time.sleep(0.3)
+                if not self.heard.acquire(timeout=60):
+                    self.seen.append("a line was kept back")
         elif self.path == "/large":
             self.answer(bytes(8 * LARGEST))
         elif self.path == "/breaks":
@@ -87,7 +89,7 @@ def behind(shipped: Project) -> Iterator[tuple[Proxy, list[str]]]:
 
 
 def ask(nginx: Proxy, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=10)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=120)) as connection:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()
         return answer.status, answer.read()
@@ -123,13 +125,13 @@ def test_the_largest_body(behind: tuple[Proxy, list[str]], project: Path) -> Non
 
 def test_a_slow_body_is_passed_on_whole(behind: tuple[Proxy, list[str]]) -> None:
     """An instance sees nothing of a request whose body is still coming."""
-    with socket.create_connection(("127.0.0.1", behind[0].port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", behind[0].port), timeout=120) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n12345")
         time.sleep(0.5)
         assert behind[1] == []
         client.sendall(b"67890")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
-    give_up = time.monotonic() + 5
+    give_up = time.monotonic() + 120
     while not behind[1] and time.monotonic() < give_up:  # it is noted after the answer
         time.sleep(0.02)
     assert behind[1] == ["POST /"]
@@ -141,33 +143,34 @@ def test_a_slow_reader_holds_no_instance(behind: tuple[Proxy, list[str]]) -> Non
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", behind[0].port))
         client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 120
         while behind[1] != ["GET /large"]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
 
 def test_a_stream_is_passed_on_as_it_comes(behind: tuple[Proxy, list[str]]) -> None:
-    """With the header that says so."""
-    with socket.create_connection(("127.0.0.1", behind[0].port), timeout=10) as client:
-        began, times = time.monotonic(), []
+    """With the header that says so. The instance sends the next line when the client has the one before."""
+    lines = 0
+    with socket.create_connection(("127.0.0.1", behind[0].port), timeout=120) as client:
         client.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         while part := client.recv(65536):
-            times += [time.monotonic() - began] * part.count(b"line")
-    assert len(times) == 3
-    assert times[0] < 0.25
-    assert times[2] > 0.5
+            for _ in range(part.count(b"line")):
+                lines += 1
+                Instance.heard.release()
+    assert lines == 3
+    assert behind[1] == []
 
 
 def test_an_instance_that_is_gone(shipped: Project) -> None:
-    """Nobody notices, whatever the method: it has seen nothing of the request. A new one is found in two seconds."""
+    """Nobody notices, whatever the method: it has seen nothing of the request. A new one is found."""
     port = free_port()
     with instances(port, INSTANCES[0]), proxy(shipped, port, *INSTANCES) as nginx:
         for method in ("GET", "POST") * 10:
             assert ask(nginx, "/", method)[0] == 200
         with instances(port, "127.0.0.4"):
             nginx.names.addresses[:] = ["127.0.0.4"]
-            time.sleep(2)
+            wait_for(lambda: json.loads(ask(nginx, "/")[1])["instance"] == "127.0.0.4", 120, "new instance")
             assert {json.loads(ask(nginx, "/")[1])["instance"] for _ in range(10)} == {"127.0.0.4"}
 
 
@@ -193,13 +196,13 @@ def test_tls_by_a_host_name(shipped: Project, tmp_path: Path) -> None:
     context = ssl.create_default_context(cafile=str(folder / "fullchain.pem"))
     with instances(port, "127.0.0.1"), proxy(shipped, port, tls=tmp_path) as nginx:
         with contextlib.closing(
-            http.client.HTTPSConnection("localhost", nginx.tls_port, timeout=10, context=context)
+            http.client.HTTPSConnection("localhost", nginx.tls_port, timeout=120, context=context)
         ) as connection:
             connection.request("GET", "/", headers={"X-Forwarded-Proto": "http"})
             answer = connection.getresponse()
             assert json.loads(answer.read())["headers"]["x-forwarded-proto"] == "http, https"
             assert answer.getheader("Strict-Transport-Security") == "max-age=31536000"
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=10)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=120)) as connection:
             connection.request("GET", "/a?b=c")
             answer = connection.getresponse()
             assert (answer.status, answer.getheader("Location")) == (301, "https://localhost/a?b=c")
@@ -225,7 +228,7 @@ def test_under_a_path(installed: Path, tmp_path: Path) -> None:
         assert links["notes"] == "/svc/api/notes"
         assert ask(nginx, links["notes"])[0] == 200
         assert b'href="/svc/static/style.css"' in ask(nginx, "/svc/", Accept="text/html")[1]
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=10)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", nginx.port, timeout=120)) as connection:
             connection.request("POST", links["notes"], b'{"title": "Bread"}', {"Content-Type": "application/json"})
             answer = connection.getresponse()
             note = json.loads(answer.read())

@@ -7,11 +7,9 @@ import asyncio
 import contextlib
 import functools
 import http.client
-import itertools
 import json
 import os
 import pwd
-import random
 import re
 import secrets
 import shutil
@@ -30,6 +28,7 @@ from typing import Any, Self
 
 import psycopg
 from needs import POSTGRES as DEBIAN_POSTGRES
+from serving import free_port
 
 HERE = Path(__file__).parent
 GENEROUS = 120  # seconds for what takes one or two, unless the machine is busy
@@ -113,18 +112,6 @@ class Project:
 
 
 CLEAN = {"PATH": os.environ["PATH"], "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1"}  # noqa: S108
-
-
-_ports = itertools.count(random.randrange(20_000, 30_000, 10))  # noqa: S311  # no secret
-
-
-def free_port() -> int:
-    """Below the kernel's own range, so that no connection takes it before the server does."""
-    while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            port = next(_ports)
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str, pause: float = 0.02) -> Any:
@@ -543,7 +530,7 @@ class Copy:
     @property
     def plan(self) -> dict[str, int]:
         """What gunicorn said that it starts."""
-        pattern = r"plan: (\d+) instances x (\d+) workers x \((\d+) \+ (\d+)\) = (\d+) of (\d+)"
+        pattern = r"plan: (\d+) instances? x (\d+) workers? x \((\d+) \+ (\d+)\) = (\d+) of (\d+)"
         found = wait_for(lambda: re.search(pattern, self.text()), GENEROUS, "plan in the log")
         names = ("instances", "workers", "pool", "overflow", "peak", "usable")
         return dict(zip(names, map(int, found.groups()), strict=True))
