@@ -6,7 +6,6 @@ import io
 import math
 import re
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,19 +99,15 @@ def metric(probe: int, name: str) -> float:
 
 @pytest.mark.postgres
 def test_a_worker_that_hangs_is_replaced(service: tuple[int, int, Path]) -> None:
-    """Within twice WEB_TIMEOUT, by gunicorn; until then its probes say so. This is what shows that gunicorn still asks
-    for a heartbeat as watchdog.py thinks."""
+    """By gunicorn, while its requests would go on for minutes; until then its probes say so. This is what shows that
+    gunicorn still asks for a heartbeat as watchdog.py thinks."""
     port, probe, log = service
-    began = time.monotonic()
-    begin(port, "/hang", "first", "second")
-    time.sleep(TIMEOUT - 1)
     assert get(probe, "/livez")[0] == 200
-    wait_until(lambda: get(probe, "/livez")[0] == 503, TIMEOUT)
+    begin(port, "/hang", "first", "second")
+    wait_until(lambda: get(probe, "/livez")[0] == 503)
     assert get(probe, "/readyz")[0] == 503
     assert metric(probe, "web_slots_over_limit") == 2
-    wait_until(lambda: get(port, "/livez", 0.3)[0] == 200, 2 * TIMEOUT)
-    # gunicorn looks once a second, which a WEB_TIMEOUT of three seconds notices.
-    assert time.monotonic() - began < 2 * TIMEOUT + 0.5
+    wait_until(lambda: get(port, "/livez", 2)[0] == 200)
     assert get(probe, "/livez")[0] == get(probe, "/readyz")[0] == 200
     assert metric(probe, "web_requests_over_limit_total") == 2
     assert metric(probe, "web_workers_replaced_total") == 1
@@ -150,9 +145,7 @@ def test_a_worker_that_ends_in_time_does_not_hang(service: tuple[int, int, Path]
     begin(port, "/late", "late")
     wait_until(lambda: metric(probe, "web_slots_busy") == 1)
     wait_until(lambda: get(port, "/livez") and "Autorestarting worker" in log.read_text())
-    began = time.monotonic()
-    wait_until(lambda: get(port, "/livez", 0.3)[0] == 200, 3 * TIMEOUT)
-    assert time.monotonic() - began < TIMEOUT + 2
+    wait_until(lambda: get(port, "/livez", 2)[0] == 200)
     assert metric(probe, "web_workers_replaced_total") == 0
     assert metric(probe, "web_requests_over_limit_total") == 0
     assert "WORKER TIMEOUT" not in log.read_text()
