@@ -111,7 +111,7 @@ def test_scripts_of_workflows_are_there():
     """Each script that a workflow runs exists, and may be run."""
     workflows = "".join(path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml"))
     scripts = set(re.findall(r"\.ci/\w+", workflows))
-    assert scripts == {".ci/run", ".ci/example", ".ci/changes", ".ci/locks", ".ci/dependencies"}
+    assert scripts == {".ci/run", ".ci/example", ".ci/changes", ".ci/locks", ".ci/newest"}
     assert [name for name in scripts if not (ROOT / name).stat().st_mode & 0o111] == []
 
 
