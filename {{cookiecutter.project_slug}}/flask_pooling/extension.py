@@ -53,6 +53,7 @@ def init_app(
         found out when not given.
     :raises SettingsError: with all that is wrong in the settings and in the options of the engines.
     """
+    processes.refuse_lost_hooks()
     if "sqlalchemy" in app.extensions:
         how = "write db = SQLAlchemy() and flask_pooling.init_app(app, db), which calls db.init_app(app)"
         raise SettingsError([f"this app has its database already, without the plan: {how}"])

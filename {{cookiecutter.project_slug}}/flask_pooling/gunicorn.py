@@ -42,6 +42,7 @@ HOOKS = (
     *("nworkers_changed", "on_starting", "when_ready", "on_exit", "pre_fork", "post_fork", "post_worker_init"),
     *("child_exit", "worker_exit", "worker_abort"),
 )
+JOINTS = ("nworkers_changed", "on_starting")
 ENDS = {"on_exit", "child_exit", "worker_exit", "worker_abort"}
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # Linux's, made for this
 # The signals that would start more workers beside those that run, each with its pool.
@@ -121,7 +122,6 @@ class Hooks:
         self.was_away: list[extension.Pooling] = []  # at the start
         self.slots: set[int] = set()
         self.folder: Path | None = None
-        self.has_started = False
         self.joined: dict[str, Callable[..., Any]] = {}
         process.in_gunicorn = True
         if (given := os.environ.get(metrics.DIRECTORY)) is not None:
@@ -144,6 +144,7 @@ class Hooks:
         """Put our hooks beside those that are in gunicorn.conf.py already."""
         for name in HOOKS:
             names[name] = self.joined[name] = both(getattr(self, name), names.get(name), name in ENDS)
+        process.config, process.joints = names, {name: self.joined[name] for name in JOINTS}
 
     def join_later_ones(self, server: Any) -> None:
         """Put our hooks beside those that gunicorn.conf.py has defined after it called `configure`, and would replace
@@ -162,7 +163,6 @@ class Hooks:
 
     def on_starting(self, server: Any) -> None:
         """The last look before anything is served: is gunicorn what was planned, and does the plan fit the database?"""
-        self.has_started = True
         self.join_later_ones(server)
         self._refuse_what_is_not_planned(server)
         self._refuse_a_port_in_use(server)
@@ -178,9 +178,6 @@ class Hooks:
     def when_ready(self, server: Any) -> None:
         """Refuse the signals that break the plan, and freeze the objects that all workers share: if the garbage
         collector touched them, each worker would have a copy of that memory."""
-        if not self.has_started:
-            late = "on_starting and nworkers_changed are defined after configure(...), so nobody calls it"
-            sys.exit(f"gunicorn.conf.py: {late}; call configure(...) at the end of the file")
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
         by_fd = any(isinstance(address, int) for address in server.cfg.address)  # fd://3

@@ -8,6 +8,9 @@ CLI = "cli"  # a shell, a cron job, a migration
 
 # True in the process that has read gunicorn.conf.py, and in its workers, which are forked from it.
 in_gunicorn = False
+# gunicorn.conf.py as it ended, and our hooks in it from which the others are joined.
+config: dict[str, object] = {}
+joints: dict[str, object] = {}
 
 
 def of(settings: Settings) -> str:
@@ -25,6 +28,17 @@ def checked(process: str, settings: Settings) -> str:
     planned = ", ".join(settings.app_jobs) or "none"
     how = f"add {process}=COPIESxCONNECTIONS"
     raise SettingsError([f"the job {process!r} is not in APP_JOBS, which has {planned}; {how}"])
+
+
+def refuse_lost_hooks() -> None:
+    """Hooks that gunicorn.conf.py defines after `configure` are joined to ours from one of two of ours. Without both of
+    them nothing would hold gunicorn to the plan.
+
+    :raises SettingsError: it has replaced both.
+    """
+    if joints and all(config[name] is not ours for name, ours in joints.items()):
+        both = " and ".join(joints)
+        raise SettingsError([f"gunicorn.conf.py defines {both} after configure(...); call configure(...) at its end"])
 
 
 def has_the_plan(process: str) -> bool:
