@@ -31,12 +31,8 @@ ERRORS = {
 @pytest.mark.parametrize("has_another", [False, True])
 def test_other_handlers_of_the_app_get_them(has_another: bool) -> None:
     """As Flask's manual has it: one for all exceptions. Without one, the error is raised as if nobody had looked."""
-
-    def busy(error: Exception) -> Any:
-        return ("busy", 503) if flask_pooling.is_transient(error) else flask_pooling.next_handler(error, busy)
-
     app = Flask(__name__)
-    app.register_error_handler(DBAPIError, busy)
+    flask_pooling.answer_errors(app)
     if has_another:
         app.register_error_handler(Exception, lambda error: (type(error).__name__, 418))
     for name, error in ERRORS.items():
@@ -44,6 +40,22 @@ def test_other_handlers_of_the_app_get_them(has_another: bool) -> None:
     answers = [app.test_client().get(f"/{name}") for name in ERRORS]
     assert [answer.status_code for answer in answers] == ([418, 418, 503] if has_another else [500, 500, 503])
     assert not has_another or [answer.text for answer in answers[:2]] == ["OperationalError", "InternalError"]
+
+
+@pytest.mark.sqlite
+def test_the_answer_is_plain_text_or_the_apps(caplog: pytest.LogCaptureFixture) -> None:
+    """A client is told when to ask again, and not what the server said; that is in the log."""
+    for answer in (None, lambda error: (f"{type(error).__name__}!", 503, flask_pooling.retry_after())):
+        app = Flask(__name__)
+        flask_pooling.answer_errors(app, answer)
+        app.add_url_rule("/", "gone", raising(OperationalError(None, {}, psycopg.OperationalError("gone: secret"))))
+        got = app.test_client().get("/")
+        assert (got.status_code, got.headers["Retry-After"]) == (503, "1")
+        said = ("The database did not serve this request.", "text/plain") if answer is None else (
+            "OperationalError!", "text/html"
+        )  # fmt: skip
+        assert (got.text, got.mimetype) == said
+    assert "gone: secret" in caplog.text
 
 
 @pytest.mark.postgres

@@ -13,8 +13,6 @@ from flask import Flask, Response, abort, jsonify, request
 from flask.json.provider import DefaultJSONProvider
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, ValidationError
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 
@@ -34,9 +32,7 @@ class Json(DefaultJSONProvider):
 def init_app(app: Flask) -> None:
     app.json = Json(app)
     app.register_error_handler(HTTPException, http_problem)
-    app.register_error_handler(PoolTimeoutError, database_problem)
-    for kind in (OperationalError, InterfaceError, InternalError):  # not IntegrityError and what else is the app's
-        app.register_error_handler(kind, database_problem)
+    flask_pooling.answer_errors(app, unavailable)
 
 
 def problem(status: int, detail: Any, headers: dict[str, str] | None = None, **members: Any) -> Response:
@@ -76,14 +72,6 @@ def valid(model: type[Model], sent: Any) -> Model:
         abort(problem(422, "The request does not fit the schema.", errors=errors))
 
 
-def database_problem(error: Exception) -> ResponseReturnValue:
-    if not flask_pooling.is_transient(error):
-        return flask_pooling.next_handler(error, database_problem)
-    flask_pooling.report(error)
-    return unavailable(error)
-
-
 def unavailable(error: Exception) -> Response:
     # A client whose request may have written something is not told to send it again.
-    headers = {} if flask_pooling.may_have_written() else {"Retry-After": "1"}
-    return problem(503, flask_pooling.reason(error), headers)
+    return problem(503, flask_pooling.reason(error), flask_pooling.retry_after())

@@ -12,7 +12,7 @@ In gunicorn.conf.py:
 """
 
 from flask_pooling.engine import NullPool, QueuePool
-from flask_pooling.errors import is_transient, may_have_written, next_handler, reason, report
+from flask_pooling.errors import answer_errors, is_transient, reason, report, retry_after
 from flask_pooling.extension import init_app
 from flask_pooling.options import Pools
 from flask_pooling.process import CLI, WEB
@@ -24,6 +24,6 @@ from flask_pooling.watchdog import unlimited
 
 __all__ = [
     "CLI", "WEB", "DatabaseUrl", "NullPool", "Plan", "PlanError", "Pools", "QueuePool", "Seconds", "Settings",
-    "SettingsError", "Whole", "__version__", "init_app", "is_transient", "may_have_written", "next_handler", "plan",
-    "reason", "report", "run", "unlimited"
+    "SettingsError", "Whole", "__version__", "answer_errors", "init_app", "is_transient", "plan",
+    "reason", "report", "retry_after", "run", "unlimited"
 ]  # fmt: skip

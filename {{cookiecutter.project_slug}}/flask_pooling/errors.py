@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from flask import Flask, current_app, g, got_request_exception, has_request_context, request
+from flask import Flask, Response, current_app, g, got_request_exception, has_request_context, request
 from flask.typing import ResponseReturnValue
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,26 @@ SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # An outage fails every request. The log gets one line of it in so many seconds.
 LOG_EVERY_SECONDS = 5
+
+
+def answer_errors(app: Flask, answer: Callable[[Exception], ResponseReturnValue] | None = None) -> None:
+    """Answer the database's trouble with 503, and report it. The app's mistakes go the way that they went before.
+
+    :param answer: makes the answer from the error. Without it, it is plain text.
+    """
+
+    def handle(error: Exception) -> ResponseReturnValue:
+        if not is_transient(error):
+            return next_handler(error, handle)
+        report(error)
+        return (answer or _plain)(error)
+
+    for kind in (PoolTimeoutError, OperationalError, InterfaceError, InternalError):  # IntegrityError is the app's
+        app.register_error_handler(kind, handle)
+
+
+def _plain(error: Exception) -> Response:
+    return Response(reason(error), 503, retry_after(), mimetype="text/plain")
 
 
 def is_transient(error: Exception) -> bool:
@@ -79,10 +99,11 @@ def reason(error: Exception) -> str:
     return "The database did not serve this request."
 
 
-def may_have_written() -> bool:
-    """Return whether the current request may have changed something, so that nobody should be asked to send it again.
+def retry_after() -> dict[str, str]:
+    """Return the header that asks to send the current request again; none if it may have changed something already.
     It cannot have if its method is safe, nor if it never got a connection."""
-    return request.method not in SAFE_METHODS and bool(g.get("pooling_connected"))
+    may_have_written = request.method not in SAFE_METHODS and bool(g.get("pooling_connected"))
+    return {} if may_have_written else {"Retry-After": "1"}
 
 
 def note_a_connection() -> None:

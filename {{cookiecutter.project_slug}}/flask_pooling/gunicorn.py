@@ -378,8 +378,9 @@ def _url(address: Any) -> str:
 
 
 def _backlog(sockets: Any) -> float:
-    """gunicorn asks the kernel, where it can: on Linux, and not about a unix socket."""
-    with contextlib.suppress(struct.error):  # a kernel that says less of a socket than Linux
+    """gunicorn asks the kernel, where it can: since 25, on Linux, and not about a unix socket."""
+    # struct.error: a kernel that says less of a socket than Linux
+    with contextlib.suppress(AttributeError, struct.error):
         waiting = [each.get_backlog() for each in sockets]
         return sum(waiting) if waiting and min(waiting) >= 0 else math.nan
     return math.nan
