@@ -5,35 +5,40 @@ MAKEFLAGS += --no-print-directory
 PROJECT := {{cookiecutter.project_slug}}
 DEMO := .demo/my_service
 
-# python3 if it is new enough, else the newest that is. `make PYTHON=/path/to/python` overrides it.
+# python3 if it is new enough, else the newest that is. `make PYTHON=/path/to/python` takes another one.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for python in python3 python3.15 python3.14 python3.13 python3.12 python3.11; do \
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$python" -c '$(NEW_ENOUGH)' 2>/dev/null && echo "$$python" && break; done)
-# uv where it is installed, which is faster and can bring a Python. `make UV=` does without it.
-UV ?= $(shell command -v uv 2>/dev/null)
 TOO_OLD = { echo "Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is older or missing: make PYTHON=/path/to/python" >&2; exit 1; }
-ANY_PYTHON := $(if $(PYTHON),"$(PYTHON)",$(if $(UV),"$(UV)" run --quiet --no-project --python ">=3.11" python,false))
-INSTALL = $(ANY_PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null || $(TOO_OLD); $(ANY_PYTHON) "$(PROJECT)/scripts/install.py" --uv "$(UV)"
+# uv where it is installed: it is faster, and can bring a Python. `make UV=` uses venv and pip.
+UV ?= $(shell command -v uv 2>/dev/null)
+ifneq ($(UV),)
+CHECK_PYTHON = $(if $(PYTHON),"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || $(TOO_OLD),:)
+MAKE_VENV = "$(UV)" venv --quiet --python "$(or $(PYTHON),>=3.11)" .venv
+IN_VENV = .venv/bin/python -c '$(NEW_ENOUGH)'
+INSTALL = "$(UV)" pip install --python .venv/bin/python --compile-bytecode --require-hashes -r
+else
+CHECK_PYTHON = "$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || $(TOO_OLD)
+MAKE_VENV = "$(PYTHON)" -m venv .venv
+IN_VENV = .venv/bin/python -c 'import pip; $(NEW_ENOUGH)'
+INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r
+endif
 LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
 
 # pytest closes its usual folder to others whenever it starts, also inside a project that is tested. As root, the tests'
 # Postgres runs as nobody and could not enter it. So the tests have a folder of their own.
 PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
 
-.PHONY: help demo .port .tools test bench chaos lint lock record clean
+.PHONY: help demo .tools test bench chaos lint lock record clean
 
 help: ## Print this
 	@echo "make TARGET, where TARGET is one of:"
 	@sed -n 's/^\([a-z]*\):.*## /  \1|/p' Makefile | awk -F'|' '{ printf "%-8s %s\n", $$1, $$2 }'
 
-demo: .port .demo/baked ## Make a project with the defaults and serve it on http://127.0.0.1:8000 (PORT=8001 moves it)
+demo: .demo/baked ## Make a project with the defaults and serve it on http://127.0.0.1:8000 (PORT=8001 moves it)
 	@test -z "$$(find cookiecutter.json hooks "$(PROJECT)" -newer .demo/baked | head -n 1)" || \
-		echo "The template has changed since $(DEMO) was made. 'rm -r .demo' lets make do it anew, without its data."
+		echo "The template has changed since $(DEMO) was made. 'rm -r .demo' lets make bake it again, without its data."
 	@trap 'exit 0' INT; $(MAKE) -C $(DEMO) run $(if $(PYTHON),PYTHON="$(PYTHON)")
-
-# Says that a port is in use, before anything is installed.
-.port:
-	@$(INSTALL) --ports 1
 
 test: .venv/.test .tools ## Test the template and the projects that it makes (ARGS="-k slug" for some of it)
 	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
@@ -76,15 +81,13 @@ clean: ## Remove .demo with its data, .venv and the caches
 	@touch $@
 
 .venv/.bake: requirements/bake.txt
-	@$(INSTALL) requirements/bake.txt "cookiecutter"
-	@touch $@
-
 .venv/.test: requirements/test.txt
-	@$(INSTALL) requirements/test.txt "the test tools"
-	@touch $@
-
 .venv/.bench: tests/bench/requirements.txt
-	@$(INSTALL) tests/bench/requirements.txt "what the benchmark compares"
+# A .venv that is broken is made again.
+.venv/.bake .venv/.test .venv/.bench:
+	@$(IN_VENV) 2>/dev/null || { rm -rf .venv; $(CHECK_PYTHON); }
+	@test -e .venv || $(MAKE_VENV)
+	$(INSTALL) $<
 	@touch $@
 
 # What some tests need besides: a pooler, the proxy, a browser. The table is tests/needs.py.

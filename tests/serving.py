@@ -109,13 +109,33 @@ def processes(group: int | None = None, below: Path | None = None) -> dict[int, 
     return found
 
 
+def everything(**environ: object) -> list[int]:
+    """The running processes that have this in their environment."""
+    wanted, found = {f"{name}={value}" for name, value in environ.items()}, []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted <= set((process / "environ").read_text(errors="replace").split("\0")):
+                found.append(int(process.name))
+    return found
+
+
+def command_of(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text(errors="replace").replace("\0", " ")
+    return ""
+
+
+def metrics_of(process: int) -> set[Path]:
+    """Where a process of gunicorn keeps its workers' metrics."""
+    with contextlib.suppress(OSError):
+        found = re.findall(r"(/\S+/metrics-[^/\s]+)/", Path(f"/proc/{process}/maps").read_text())
+        return {Path(folder) for folder in found}
+    return set()
+
+
 def metrics_folders(group: int) -> set[Path]:
     """Where the gunicorn of a process group keeps its workers' metrics."""
-    found = set()
-    for process in processes(group):
-        with contextlib.suppress(OSError):
-            found |= set(re.findall(r"(/\S+/metrics-[^/\s]+)/", Path(f"/proc/{process}/maps").read_text()))
-    return {Path(folder) for folder in found}
+    return {folder for process in processes(group) for folder in metrics_of(process)}
 
 
 @contextlib.contextmanager
@@ -132,7 +152,7 @@ def served(
     """Start what serves, wait until /readyz answers `ready`, and in the end press Ctrl-C: the address, while it serves.
 
     It has to end in good order and leave nothing: no process, no Postgres, no folder of metrics. With `mistakes`, it
-    may log tracebacks.
+    may log tracebacks. `make run` and `make demo` have Flask's server, all else has gunicorn.
     """
     log = cwd.parent / f"{port}.log"
     with log.open("w") as output:
@@ -145,7 +165,7 @@ def served(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    address, metrics = f"http://127.0.0.1:{port}", set()
+    address, metrics, flask = f"http://127.0.0.1:{port}", set(), command.endswith(("make run", "make demo"))
     try:
         deadline = time.monotonic() + STARTING_SECONDS
         while True:
@@ -156,20 +176,23 @@ def served(
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)
         yield address
-        metrics = metrics_folders(process.pid)
-        assert len(metrics) == 1
+        servers = [each for each in everything(PORT=port) if "gunicorn" in command_of(each)]
+        metrics = {folder for each in servers for folder in metrics_of(each)}
+        assert len(metrics) == (0 if flask else 1)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, end)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOPPING_SECONDS)
-        left = processes(process.pid, below=cwd / "instance")
+        left = processes(process.pid, below=cwd / "instance") | {
+            each: command_of(each) for each in everything(PORT=port)
+        }
         for pid in left:
             os.kill(pid, signal.SIGKILL)
         process.wait()
     assert left == {}, log.read_text()
     assert process.returncode in {0, -end}, log.read_text()
-    assert "Shutting down: Master" in log.read_text()
+    assert flask or "Shutting down: Master" in log.read_text()
     assert mistakes or "Traceback" not in log.read_text(), log.read_text()
     assert [folder for folder in metrics if folder.exists()] == []
 

@@ -101,13 +101,9 @@ BAKED = [
     "requirements/prod.in",
     "requirements/prod.txt",
     "scripts/__init__.py",
-    "scripts/connect_cost.py",
-    "scripts/held_to_plan.py",
-    "scripts/install.py",
     "scripts/migrate.py",
     "scripts/postgres.py",
     "scripts/prod.py",
-    "scripts/quietly.py",
     "wsgi.py",
 ]
 # Files whose own braces are not the template's: they are copied, not rendered.

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from baking import AWKWARD, SEED, Bake
+from baking import AWKWARD, ROOT, SEED, Bake
 
 INSIDE = Path(__file__).parent / "inside"
 LIBRARY = Path(__file__).parent / "library"  # not collected here
@@ -158,7 +158,10 @@ def test_the_python_of_the_image_is_one_of_them(template: Path):
 
 @pytest.fixture(scope="module")
 def with_the_librarys_tests(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed project, with the tests of the library beside its own."""
+    """The installed project, with the tests of the library beside its own, and what these need besides, as it is pinned
+    for the template's own tests."""
+    needed = ["--constraint", ROOT / "requirements" / "test.txt", "hypothesis"]
+    check(["uv", "pip", "install", "--python", installed / ".venv" / "bin" / "python", *needed], installed)
     project = tmp_path_factory.mktemp("library") / "my_service"
     shutil.copytree(installed, project, ignore=shutil.ignore_patterns(".venv", "instance"))
     (project / ".venv").symlink_to(installed / ".venv")

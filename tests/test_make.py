@@ -29,7 +29,7 @@ def checkout(template: Path, tmp_path: Path) -> Path:
 
 def make(folder: Path, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
     # The tools are there, so the files that say so are taken as newer than the requirements.
-    fresh = ["-o", ".venv/.bake", "-o", ".venv/.test", "-o", ".venv/bin/python", "UV="]
+    fresh = ["-o", ".venv/.bake", "-o", ".venv/.test", "UV="]
     command = ["make", *fresh, *args]
     env = os.environ | environ
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False)

@@ -114,14 +114,17 @@ def test_demo(template: Path, tmp_path: Path):
 
 
 def test_run(installed: Path):
-    """`make run` serves, and one who starts a second is told about the port, in one line, and disturbs nothing."""
+    """`make run` serves, and one who starts a second is told about the port, and disturbs nothing."""
     port = free_port()
     with served("make run", installed, port) as address:
         use(address)
-        for command in ("make run", "make prod"):
+        for command, said in (
+            ("make run", f"Port {port} is in use by another program"),
+            ("make prod", f"127.0.0.1:{port} is in use; set PORT to a free port"),
+        ):
             second = run(command, installed, PORT=str(port))
             assert second.returncode
-            assert f"127.0.0.1:{port} is in use; set PORT to a free port" in second.stdout
+            assert said in second.stdout
             assert "Traceback" not in second.stdout
         assert processes(below=installed / "instance") == {}
         use(address)
@@ -142,7 +145,6 @@ def pool_check(installed: Path, url: str) -> str:
 def test_prod(installed: Path):
     """`make prod` brings its Postgres and keeps its data; the plan holds, under `make load` too."""
     port = free_port()
-    cluster = installed / "instance" / "postgres"
     with served("make prod", installed, port) as address:
         use(address, metrics=404)
         ask(address, "/api/notes", "POST", title="kept")
@@ -156,8 +158,8 @@ def test_prod(installed: Path):
         assert second.returncode
         assert "a Postgres runs on" in second.stdout
         assert "already: stop what started it, such as `make prod`" in second.stdout
-        sockets = (cluster / "postmaster.pid").read_text().splitlines()[4]
-        assert "verdict        the plan fits" in pool_check(installed, f"postgresql://app@/my_service?host={sockets}")
+        (printed,) = re.findall(r"DATABASE_URL='(.+)'$", (installed.parent / f"{port}.log").read_text(), re.MULTILINE)
+        assert "verdict        the plan fits" in pool_check(installed, printed)
     with served("make prod", installed, port) as address:
         assert "kept" in [note["title"] for note in ask(address, "/api/notes")[1]["items"]]
 

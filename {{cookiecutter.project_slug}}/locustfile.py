@@ -1,26 +1,79 @@
 """What `make load` asks of the running service. Add tasks for your own views: Locust's manual says how.
 
-    make load                                4 clients for each slot; each asks again when it has its answer
-    make load RATE=200                       200 requests a second, as long as an answer takes less than one
-    make load ARGS="--users 20 --run-time 60s"
+    make load                                        50 users for 10 seconds
+    make load ARGS="--users 200 --run-time 60s"      Locust's own options
 
-The first finds out how much the service can do. Only the second shows waiting as users see it, since clients that wait
-for their answers ask less when the service is slow. Both only read. Fill the tables first: an empty page costs less
-than yours will.
+Each user asks again when it has its answer, so users ask less when the service is slow. With
+`wait_time = constant_throughput(1)` each asks once a second, and waiting shows as users would see it. The tasks only
+read. Fill the tables first: an empty page costs less than yours will.
 """
 
-from locust import HttpUser, task
+import json
+import os
+import signal
+from collections import Counter
+from contextlib import suppress
+from http.client import HTTPException
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
-from scripts import held_to_plan
+import gevent
+from locust import HttpUser, events, task
 
 
 class Reader(HttpUser):
-    wait_time, on_start = held_to_plan.wait_time, held_to_plan.on_start
-
     @task(4)
-    def page(self) -> None:
+    def page(self):
         self.client.get("/api/notes?limit=20")
 
     @task(1)
-    def home(self) -> None:
+    def home(self):
         self.client.get("/")
+
+
+# What follows shows the connections of the service beside those of its plan, from its /pool.json.
+
+
+def ask(url):
+    """The plan, and the numbers of now. Of two Counters, `|` takes the larger numbers."""
+    with urlopen(url, timeout=5) as answer:  # noqa: S310  # it is the host that is put under load
+        found = json.load(answer)
+    return found["plan"], Counter({name: value or 0 for name, value in found["now"].items()})
+
+
+def watch(environment):
+    while True:
+        with suppress(OSError, HTTPException, ValueError):
+            environment.most |= ask(environment.numbers)[1]
+        gevent.sleep(0.2)
+
+
+@events.init.add_listener
+def begin(environment, **_):
+    gevent.signal_handler(signal.SIGINT, environment.runner.quit)  # Ctrl-C ends it with what was found
+    address = urlsplit(environment.host)
+    # In production the port of the probes has the numbers, and a question there does not queue behind the load.
+    probes = os.environ.get("WEB_PROBE_PORT") or (address.port or 80) + 1
+    for url in (f"http://{address.hostname}:{probes}/pool.json", f"{environment.host}/pool.json"):
+        with suppress(OSError, HTTPException, ValueError):
+            environment.plan, environment.before = ask(url)
+            environment.numbers, environment.most = url, environment.before
+            print(f"watch {url.removesuffix('.json')}", flush=True)
+            gevent.spawn(watch, environment)
+            return
+    raise SystemExit(f"nothing to load on {environment.host}: start `make run` or `make prod` in another terminal")
+
+
+@events.quitting.add_listener
+def compare(environment, **_):
+    """More connections than planned fail the command, as failed requests do."""
+    plan, most, waits = environment.plan, environment.most, "db_pool_wait_seconds_count"
+    planned, held = plan["connections_per_instance"], most["db_connections_open"]
+    text = f"""
+slots        {most["web_slots_busy"]:.0f} of {plan["slots"]} busy at most
+connections  {held:.0f} of {planned} open at most; {most[waits] - environment.before[waits]:.0f} waits for one
+plan         {plan["sum"]}"""
+    if held > planned:
+        text += f"\nproblem      {held:.0f} connections, more than the {planned} of the plan"
+        environment.process_exit_code = 1
+    environment.events.quit.add_listener(lambda **_: print(text))  # after Locust's own tables

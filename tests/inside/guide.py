@@ -115,7 +115,7 @@ def blocks(kind: str) -> list[Any]:
 
 
 def needs_postgres(code: str) -> bool:
-    return bool(re.search(r"DATABASE_URL\"\]|create_app\(\)$|scripts\.connect_cost|pool check$", code, re.MULTILINE))
+    return bool(re.search(r"DATABASE_URL\"\]|create_app\(\)$|pool check$", code, re.MULTILINE))
 
 
 def with_database(code: str, reader: dict[str, str], url: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""Errors that are not the database's trouble are left to the app."""
+"""Errors that are not the database's trouble are left to the app; what a client is told of the others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -7,13 +8,15 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask, got_request_exception
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
+from werkzeug.exceptions import BadRequest, HTTPException
 
 import flask_pooling
 from tests.library.conftest import engine_of, superuser
 from tests.serving import wait_until
+from tests.test_errors import operational, raising
 
 
-def raising(error: DBAPIError) -> Any:
+def view_with(error: DBAPIError) -> Any:
     def view() -> None:
         raise error
 
@@ -36,7 +39,7 @@ def test_other_handlers_of_the_app_get_them(has_another: bool) -> None:
     if has_another:
         app.register_error_handler(Exception, lambda error: (type(error).__name__, 418))
     for name, error in ERRORS.items():
-        app.add_url_rule(f"/{name}", name, raising(error))
+        app.add_url_rule(f"/{name}", name, view_with(error))
     answers = [app.test_client().get(f"/{name}") for name in ERRORS]
     assert [answer.status_code for answer in answers] == ([418, 418, 503] if has_another else [500, 500, 503])
     assert not has_another or [answer.text for answer in answers[:2]] == ["OperationalError", "InternalError"]
@@ -114,3 +117,26 @@ def test_an_outage_is_signalled_each_time_and_logged_now_and_then(caplog: pytest
         "", " (and 9 more since the last line)"
     ]  # fmt: skip
     assert all(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.sqlite
+def test_a_database_that_takes_no_writes_is_named_as_the_reason(app: Flask) -> None:
+    """A client cannot know otherwise why its reads go on to work."""
+    read_only = psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT in a read-only transaction")
+    assert "read-only" in raising(app, lambda: operational(read_only, invalidated=True), "POST")[2]
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (lambda: BadRequest(ValueError("words")), 400),  # type: ignore[arg-type]
+        (lambda: BadRequest({"title": "words"}), 400),  # type: ignore[arg-type]
+        (lambda: type("Unknown", (HTTPException,), {"code": 460})("words"), 460),
+    ],
+)
+def test_whatever_a_view_aborts_with(app: Flask, error: Callable[[], Exception], status: int) -> None:
+    """A client that takes JSON gets the status that a browser would get."""
+    got, _, body = raising(app, error)
+    assert got == status
+    assert "words" in body

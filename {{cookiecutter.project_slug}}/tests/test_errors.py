@@ -10,7 +10,6 @@ from flask import Flask, Response, got_request_exception, request
 from pydantic import BaseModel
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from werkzeug.exceptions import BadRequest, HTTPException
 
 from app.errors import valid
 from app.extensions import db
@@ -101,13 +100,6 @@ def test_the_databases_troubles_are_503(
 
 
 @pytest.mark.sqlite
-def test_a_database_that_takes_no_writes_is_named_as_the_reason(app: Flask) -> None:
-    """A client cannot know otherwise why its reads go on to work."""
-    read_only = psycopg.errors.ReadOnlySqlTransaction("cannot execute INSERT in a read-only transaction")
-    assert "read-only" in raising(app, lambda: operational(read_only, invalidated=True), "POST")[2]
-
-
-@pytest.mark.sqlite
 @pytest.mark.parametrize(
     "error",
     [
@@ -149,22 +141,6 @@ def test_trouble_outside_of_a_view_is_503(app: Flask, caplog: pytest.LogCaptureF
     assert response.status_code == 503
     assert len(response.headers.getlist("X-Request-ID")) == 1
     assert [record.status for record in caplog.records if record.name == "app.access"] == [503]  # type: ignore[attr-defined]
-
-
-@pytest.mark.sqlite
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (lambda: BadRequest(ValueError("words")), 400),  # type: ignore[arg-type]
-        (lambda: BadRequest({"title": "words"}), 400),  # type: ignore[arg-type]
-        (lambda: type("Unknown", (HTTPException,), {"code": 460})("words"), 460),
-    ],
-)
-def test_whatever_a_view_aborts_with(app: Flask, error: Callable[[], Exception], status: int) -> None:
-    """A client that takes JSON gets the status that a browser would get."""
-    got, _, body = raising(app, error)
-    assert got == status
-    assert "words" in body
 
 
 def test_who_may_have_written_is_not_told_to_send_it_again(app: Flask) -> None:
