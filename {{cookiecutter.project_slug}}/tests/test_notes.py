@@ -1,16 +1,11 @@
 """The example resource, through HTTP only."""
 
 import json
-import threading
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from flask import Flask
 from flask.testing import FlaskClient
 
-from app.extensions import db
-from app.models import Note
 from app.notes import MAX_ID
 
 
@@ -110,29 +105,3 @@ def test_a_page_that_makes_no_sense_is_422(client: FlaskClient, query: str) -> N
     response = client.get(f"/api/notes?{query}")
     assert response.status_code == 422
     assert query.partition("=")[0] in response.get_json()["errors"]
-
-
-def test_threads_see_each_others_commits_only(app: Flask) -> None:
-    """Four threads, ten rows each, forty rows at the end; and nobody sees what is not committed."""
-
-    def write() -> None:
-        for _ in range(10):
-            with app.app_context():
-                db.session.add(Note(title="x"))
-                db.session.commit()
-
-    def count() -> int:
-        with app.app_context():  # another session, so another connection
-            return db.session.scalar(sa.select(sa.func.count()).select_from(Note)) or 0
-
-    with app.app_context():
-        db.session.add(Note(title="not committed"))
-        db.session.flush()
-        if db.engine.pool.__class__ is sa.NullPool or db.engine.pool.size() > 1:  # type: ignore[attr-defined]
-            assert count() == 0
-    threads = [threading.Thread(target=write) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert count() == 40
