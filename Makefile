@@ -15,12 +15,12 @@ UV ?= $(shell command -v uv 2>/dev/null)
 ifneq ($(UV),)
 CHECK_PYTHON = $(if $(PYTHON),"$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || $(TOO_OLD),:)
 MAKE_VENV = "$(UV)" venv --quiet --python "$(or $(PYTHON),>=3.11)" .venv
-IN_VENV = .venv/bin/python -c '$(NEW_ENOUGH)'
+INSTALLER = true
 INSTALL = "$(UV)" pip install --python .venv/bin/python --compile-bytecode --require-hashes -r
 else
 CHECK_PYTHON = "$(PYTHON)" -c '$(NEW_ENOUGH)' 2>/dev/null || $(TOO_OLD)
 MAKE_VENV = "$(PYTHON)" -m venv .venv
-IN_VENV = .venv/bin/python -c 'import pip; $(NEW_ENOUGH)'
+INSTALLER = .venv/bin/python -c 'import pip' 2>/dev/null || .venv/bin/python -m ensurepip
 INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r
 endif
 LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
@@ -85,8 +85,9 @@ clean: ## Remove .demo with its data, .venv and the caches
 .venv/.bench: tests/bench/requirements.txt
 # A .venv that is broken is made again.
 .venv/.bake .venv/.test .venv/.bench:
-	@$(IN_VENV) 2>/dev/null || { rm -rf .venv; $(CHECK_PYTHON); }
+	@.venv/bin/python -c '$(NEW_ENOUGH)' 2>/dev/null || { rm -rf .venv; $(CHECK_PYTHON); }
 	@test -e .venv || $(MAKE_VENV)
+	@$(INSTALLER)
 	$(INSTALL) $<
 	@touch $@
 

@@ -110,6 +110,7 @@ def test_breakpoint_and_debugger(copy: Path):
             assert "Content-Security-Policy" in fine.headers
         with pytest.raises(HTTPError) as failed:
             urlopen(f"{address}/api/notes/raise")  # noqa: S310
+        failed.value.close()
         assert "Content-Security-Policy" not in failed.value.headers
         terminal.type(CTRL_C)
         terminal.end()
