@@ -6,7 +6,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
-from flask import Flask, got_request_exception
+from flask import Flask, Response, got_request_exception
 from sqlalchemy.exc import DBAPIError, InternalError, OperationalError
 from werkzeug.exceptions import BadRequest, HTTPException
 
@@ -140,3 +140,19 @@ def test_whatever_a_view_aborts_with(app: Flask, error: Callable[[], Exception],
     got, _, body = raising(app, error)
     assert got == status
     assert "words" in body
+
+
+@pytest.mark.sqlite
+def test_trouble_outside_of_a_view_is_503(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    """In a hook after the view, and where the session is loaded. There is one line in the log, and all headers."""
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    @app.after_request
+    def fail(response: Response) -> Response:
+        raise operational(psycopg.OperationalError("gone"), sent=None)
+
+    with caplog.at_level("INFO", "app.access"):
+        response = app.test_client().get("/livez")
+    assert response.status_code == 503
+    assert len(response.headers.getlist("X-Request-ID")) == 1
+    assert [record.status for record in caplog.records if record.name == "app.access"] == [503]  # type: ignore[attr-defined]
