@@ -76,6 +76,7 @@ BAKED = [
     "flask_pooling/extension.py",
     "flask_pooling/health.py",
     "flask_pooling/fleet.py",
+    "flask_pooling/holds.py",
     "flask_pooling/gunicorn.py",
     "flask_pooling/version.py",
     "flask_pooling/watchdog.py",

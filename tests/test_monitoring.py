@@ -84,7 +84,7 @@ def test_the_files_are_what_prometheus_takes(project: Path):
 
 # What Prometheus has stored each 15 seconds, by what the alert is about: when it fires, and when it must not.
 PLANNED = {
-    'db_connections_peak{job="app",instance="a"}': "24x40",
+    'db_connections_planned{job="app",instance="a"}': "24x40",
     'db_connections_budget{job="app",instance="a"}': "87x40",
 }
 SLOTS = {'web_slots{job="app",instance="a"}': "4x40"}

@@ -52,7 +52,7 @@ def test_connections_are_counted(plain: Flask) -> None:
     assert value(during, in_use) == value(before, in_use) + 1
     assert value(after, in_use) == value(before, in_use)
     assert value(after, opened) == value(before, opened) + 1
-    held = "db_connection_hold_seconds_total"
+    held = 'db_connection_hold_seconds_total{endpoint="none"}'
     assert value(before, held) < value(after, held) < value(before, held) + 1
 
 
@@ -64,7 +64,7 @@ def test_the_plan_and_the_budget_are_there(plain: Flask) -> None:
     # Behind a pooler the server's connections are the pooler's, and nothing of ours can exceed them.
     budget = settings.plan.connections_usable if settings.db_pooler == "none" else math.inf
     assert value(text, "db_connections_budget") == budget
-    assert value(text, "db_connections_peak") == settings.plan.connections_peak
+    assert value(text, "db_connections_planned") == settings.plan.connections_peak
     assert value(text, "db_pool_capacity") == settings.plan.connections_per_worker
 
 
@@ -74,11 +74,11 @@ from pathlib import Path
 from prometheus_client import generate_latest
 from flask_pooling import metrics
 metrics.keep_in(Path(sys.argv[1]))
-for slot in (1, 2, 2):
-    metrics.take_slot(slot)
+for number in (1, 2, 2):
+    metrics.take_number(number)
     metrics.metrics().pool_timeouts.inc(2)
     metrics.metrics().pool_capacity.set(4)
-    metrics.take_slot("master")  # to close the files, as the end of a process does
+    metrics.take_number("master")  # to close the files, as the end of a process does
     metrics.metrics().pool_timeouts.inc(0)
 print(generate_latest(metrics.registry()).decode())
 """

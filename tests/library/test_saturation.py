@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from flask import Flask
 from prometheus_client import REGISTRY
 
-from flask_pooling import metrics, middleware
+from flask_pooling import holds, metrics, middleware
 from tests.library.conftest import engine_of
 from tests.serving import ROOT
 
@@ -103,7 +103,7 @@ def test_open_connections_are_counted(make_plain: Callable[..., Flask]) -> None:
         assert open_now() == before + 1
         two.detach()
         metrics.metrics().sample()
-        assert not [record for held in metrics._held.values() for record in held]
+        assert not [record for held in holds.held.values() for record in held]
     assert open_now() == before
     with engine.connect():
         pass

@@ -27,7 +27,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from flask_pooling import budget, extension, metrics, middleware, probes, process, version, watchdog
+from flask_pooling import budget, extension, holds, metrics, middleware, probes, process, version, watchdog
 from flask_pooling.engine import empty_pools
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.sizing import PlanError
@@ -120,7 +120,7 @@ class Hooks:
         self.sockets_are_inherited = "LISTEN_FDS" in os.environ  # systemd's; gunicorn takes the variable out
         self.listener: socket.socket | None = None
         self.was_away: list[extension.Pooling] = []  # at the start
-        self.slots: set[int] = set()
+        self.numbers: set[int] = set()
         self.folder: Path | None = None
         self.joined: dict[str, Callable[..., Any]] = {}
         process.in_gunicorn = True
@@ -192,12 +192,12 @@ class Hooks:
 
     def pre_fork(self, server: Any, worker: Any) -> None:
         """Number the worker, so that its metrics go where its predecessor's went."""
-        worker.slot = next(number for number in itertools.count(1) if number not in self.slots)
-        self.slots.add(worker.slot)
+        worker.number = next(number for number in itertools.count(1) if number not in self.numbers)
+        self.numbers.add(worker.number)
 
     def child_exit(self, server: Any, worker: Any) -> None:
-        self.slots.discard(worker.slot)
-        metrics.leave_slot(worker.slot)
+        self.numbers.discard(worker.number)
+        metrics.leave_number(worker.number)
         if worker.aborted:  # gunicorn's note that the worker was ended since it did not beat
             metrics.metrics().workers_replaced.inc()
 
@@ -212,7 +212,7 @@ class Hooks:
 
     def post_fork(self, server: Any, worker: Any) -> None:
         """The pools empty themselves after any fork (engine.py); here it is the metrics."""
-        metrics.take_slot(worker.slot)
+        metrics.take_number(worker.number)
 
     def post_worker_init(self, worker: Any) -> None:
         finish_on_ctrl_c()
@@ -221,12 +221,18 @@ class Hooks:
         counted.sampled[counted.slots_busy] = lambda: len(watchdog.in_flight)
         counted.sampled[counted.slots_over_limit] = lambda: len(watchdog.past())
         counted.sampled[counted.backlog] = lambda: _backlog(worker.sockets)
-        watchdog.watch(worker, self.settings.web_timeout, replace=not worker.cfg.reload, tick=counted.sample)
+
+        def look() -> None:
+            counted.sample()
+            if self.settings.db_hold_warning:
+                holds.report(self.settings.db_hold_warning)
+
+        watchdog.watch(worker, self.settings.web_timeout, replace=not worker.cfg.reload, tick=look)
         if self.listener:
             known = next(iter(extension.registered), None)
             probes.serve(self.listener, known.probe_app if known else worker.wsgi)
         worker.wsgi = middleware.Watched(worker.wsgi)  # what gunicorn calls for each request
-        for each in self.was_away if worker.slot == 1 else ():  # one worker is enough
+        for each in self.was_away if worker.number == 1 else ():  # one worker is enough
             threading.Thread(target=self._ask_again, args=(each,), name="budget", daemon=True).start()
 
     def worker_exit(self, server: Any, worker: Any) -> None:

@@ -1,8 +1,8 @@
 """Prometheus metrics, summed over the workers of this instance.
 
 prometheus-client's multiprocess mode keeps one file for each process. Workers come and go (`max_requests`), and a file
-for each process that ever lived would slow every scrape; files are therefore named by a worker's slot, which its
-successor takes over (gunicorn.py numbers them).
+for each process that ever lived would slow every scrape; files are therefore named by a worker's number, which its
+successor takes over (gunicorn.py gives them).
 """
 
 import functools
@@ -31,6 +31,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+from flask_pooling import holds
 from flask_pooling.errors import note_a_connection
 from flask_pooling.probes import PRIVATE
 from flask_pooling.settings import Settings
@@ -70,12 +71,15 @@ class Metrics:
         self.connections_open = _gauge("db_connections_open", "Connections open now.", "livesum", "process")
         self.connections_opened = Counter("db_connections_opened", "Connections opened.", ["process"])
         self.connection_hold = Counter(
-            "db_connection_hold_seconds", "Time connections were held, added up; its rate is how many are in use."
+            "db_connection_hold_seconds",
+            "Time connections were held, added up; its rate is how many are in use.",
+            ["endpoint"],
         )
         self.budget = _gauge("db_connections_budget", "Connections all instances may use.", "max")
-        self.peak = _gauge("db_connections_peak", "Connections all instances can hold, by plan.", "max")
-        # Keeps the histogram of each set of labels, since `labels()` is slow.
+        self.planned = _gauge("db_connections_planned", "Connections all instances can hold, by plan.", "max")
+        # Keeps the metric of each set of labels, since `labels()` is slow.
         self.requests_of = functools.cache(self.requests.labels)
+        self.connection_hold_of = functools.cache(self.connection_hold.labels)
         # Gauges that are sampled: when /metrics is read, and twice a second in each worker, since another worker may be
         # the one that answers.
         self.sampled: dict[Gauge, Callable[[], float]] = {}
@@ -87,7 +91,7 @@ class Metrics:
         self.pool_capacity.set(plan.connections_per_worker)
         # Behind a pooler the server's connections are the pooler's, and the plan sets no limit to ours.
         self.budget.set(plan.connections_usable if plan.pooler == "none" else math.inf)
-        self.peak.set(plan.connections_peak)
+        self.planned.set(plan.connections_peak)
 
     def sample(self) -> None:
         for gauge, value in self.sampled.items():
@@ -100,23 +104,21 @@ def _gauge(name: str, text: str, mode: Any = "livesum", *labels: str) -> Gauge:
 
 metrics = functools.cache(Metrics)
 
-_slot = ["master"]
-_held: dict[str, dict[ConnectionPoolEntry, float]] = {}  # the connections in use, by kind of process, and since when
+_files = {"number": "master"}  # whose files this process writes to
 
 
 def keep_in(folder: Path) -> None:
     """Keep the metrics of this process, and of those that it forks, in files below a folder."""
     os.environ[DIRECTORY] = str(folder)
-    # The slot is asked for at each change of each value, so by a call that costs little.
-    values.ValueClass = values.MultiProcessValue(functools.partial(_slot.__getitem__, 0))  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(lambda: _files["number"])  # type: ignore[no-untyped-call]
 
 
-def take_slot(number: int) -> None:
-    """Write to the files of this slot from now on: in a worker, after the fork."""
-    _slot[0] = str(number)
+def take_number(number: int) -> None:
+    """Write to the files of this number from now on: in a worker, after the fork."""
+    _files["number"] = str(number)
 
 
-def leave_slot(number: int) -> None:
+def leave_number(number: int) -> None:
     """Drop the live gauges of the worker that has ended."""
     multiprocess.mark_process_dead(str(number))  # type: ignore[no-untyped-call]
 
@@ -182,10 +184,10 @@ def watch(engine: Engine, process: str) -> None:
 
     :param process: the kind of process that they are counted under.
     """
-    clock = time.perf_counter
     counted = metrics()
     is_open, opened = counted.connections_open.labels(process), counted.connections_opened.labels(process)
-    held = _held.setdefault(process, {})
+    held = holds.held.setdefault(process, {})
+    holds.watch(engine)
     counted.sampled[counted.pool_checked_out.labels(process)] = lambda: len(held)
 
     def connected(connection: object, record: ConnectionPoolEntry) -> None:
@@ -196,13 +198,13 @@ def watch(engine: Engine, process: str) -> None:
         is_open.dec()
 
     def checked_out(connection: object, record: ConnectionPoolEntry, proxy: object) -> None:
-        held[record] = clock()
+        held[record] = holds.Hold()
         note_a_connection()
 
     def checked_in(connection: object, record: ConnectionPoolEntry) -> None:
-        since = held.pop(record, None)
-        if since is not None:
-            counted.connection_hold.inc(clock() - since)
+        hold = held.pop(record, None)
+        if hold is not None:
+            counted.connection_hold_of(hold.endpoint).inc(time.perf_counter() - hold.began)
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "close", closed)

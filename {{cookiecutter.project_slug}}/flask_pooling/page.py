@@ -2,6 +2,7 @@
 
 import math
 import secrets
+from collections import Counter
 from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, make_response, render_template
@@ -49,11 +50,14 @@ def numbers() -> Response:
     plan |= {"superusers": SUPERUSER_RESERVED, "timeout": settings.web_timeout}
     now: dict[str, float | None] = dict.fromkeys(SUMS, 0)
     answers = failures = 0.0
+    holders: Counter[str] = Counter()
     for family in metrics.registry().collect():
         for sample in family.samples:
             if sample.name in SUMS:
                 now[sample.name] = (now[sample.name] or 0) + sample.value if math.isfinite(sample.value) else None
+            elif sample.name == "db_connection_hold_seconds_total":
+                holders[sample.labels["endpoint"]] += sample.value  # type: ignore[assignment]
             elif sample.name == "http_request_seconds_count" and not sample.labels["endpoint"].startswith("pooling_"):
                 answers += sample.value
                 failures += sample.value if sample.labels["status"] >= "500" else 0
-    return jsonify(plan=plan, now=now | {"answers": answers, "failures": failures})
+    return jsonify(plan=plan, now=now | {"answers": answers, "failures": failures, "holders": holders.most_common(3)})

@@ -184,6 +184,7 @@ class Settings(BaseSettings):
     db_pool_timeout: Seconds = 5
     db_statement_timeout: Seconds = 15
     db_max_lifetime: Seconds = 1800
+    db_hold_warning: Annotated[float, BeforeValidator(_decimal), Field(ge=0, le=86_400)] = 2  # 0: none
     db_pooler: Literal["none", "pgbouncer"] = "none"
     db_poolers: Whole = Field(1, ge=1, le=1000)
     db_budget_check: Literal["enforce", "warn", "off"] = "enforce"
