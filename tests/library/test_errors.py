@@ -51,7 +51,7 @@ def test_the_answer_is_plain_text_or_the_apps(caplog: pytest.LogCaptureFixture) 
     for answer in (None, lambda error: (f"{type(error).__name__}!", 503, flask_pooling.retry_after())):
         app = Flask(__name__)
         flask_pooling.answer_errors(app, answer)
-        app.add_url_rule("/", "gone", raising(OperationalError(None, {}, psycopg.OperationalError("gone: secret"))))
+        app.add_url_rule("/", "gone", view_with(OperationalError(None, {}, psycopg.OperationalError("gone: secret"))))
         got = app.test_client().get("/")
         assert (got.status_code, got.headers["Retry-After"]) == (503, "1")
         said = ("The database did not serve this request.", "text/plain") if answer is None else (
