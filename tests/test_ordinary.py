@@ -201,7 +201,7 @@ SETTINGS = """    smtp_user: str | None = None
     [
         ({"SMTP_USER": "x"}, ["SMTP_USER and SMTP_PASSWORD go together"]),
         ({"SMTP_USER": "x", "PORT": "x"}, ["PORT='x': is not a whole number"]),
-        ({"CACHE_ENTRIES": "many"}, ["CACHE_ENTRIES='many': input should be a valid integer"]),
+        ({"CACHE_ENTRIES": "many"}, ["CACHE_SIZE=***: input should be a valid integer"]),
     ],
 )
 def test_validators_of_pydantic(copy: Path, environ: dict[str, str], problems: list[str]):

@@ -241,3 +241,26 @@ def test_a_full_server_stops_the_start(own_postgres: str, monkeypatch: pytest.Mo
     finally:
         for connection in held:
             connection.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("query", "environ", "says"),
+    [
+        ("?sslmode=no-verify", {}, "invalid sslmode value"),
+        ("?target_session_attrs=master", {}, "invalid target_session_attrs value"),
+        ("?channel_binding=yes", {}, "invalid channel_binding value"),
+        ("?keepalives_idle=soon", {}, "invalid integer value"),
+        ("", {"PGSSLMODE": "no-verify"}, "invalid sslmode value"),
+        ("", {"PGPORT": "abc"}, "invalid integer value"),
+        ("", {"PGSERVICE": "nowhere", "PGSERVICEFILE": "/dev/null"}, "definition of service"),
+    ],
+)
+@pytest.mark.usefixtures("production")
+def test_a_url_that_libpq_cannot_use_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, query: str, environ: dict[str, str], says: str
+) -> None:
+    """With libpq's own reason. A server that is not there yet is only a warning."""
+    url = f"postgresql://somebody@127.0.0.1/x{query}"
+    with pytest.raises(SystemExit, match=f"no connection to the database can be made: .*{says}"):
+        start(monkeypatch, DATABASE_URL=url, PORT=free_port(), **environ)

@@ -107,7 +107,7 @@ class Nested(Settings):
         ("MAIL", '{"port": "x", "password": "hunter2"}', "MAIL=***: port: input should be a valid integer"),
         ("OTHERS", '[{"port": "x", "password": "hunter2"}]', "OTHERS=***: 0: port: input should be"),
         ("KEY", '{"number": "x", "text": "hunter2"}', "KEY=***: number: input should be a valid integer"),
-        ("SIZES", '[1, "x"]', "SIZES='[1, \"x\"]': input should be a valid integer"),
+        ("SIZES", '[1, "x"]', "SIZES=***: 1: input should be a valid integer"),
     ],
 )
 def test_a_secret_in_a_nested_setting_is_not_shown(
@@ -129,13 +129,14 @@ class Parts(Settings):
 
 
 def test_a_part_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a variable for each part, as pydantic-settings has it."""
+    """With a variable for each part, as pydantic-settings has it. What is no JSON is named."""
     monkeypatch.setenv("MAIL__TO", '["a", "b"]')
     monkeypatch.setenv("MAIL__PORT", "26")
     assert Parts.load().mail == Copies(to=["a", "b"], port=26)
-    monkeypatch.setenv("MAIL__TO", "[a")
-    with pytest.raises(SettingsError, match="MAIL"):
+    monkeypatch.setenv("MAIL", "[hunter2")
+    with pytest.raises(SettingsError, match="MAIL=") as caught:
         Parts.load()
+    assert "hunter2" not in str(caught.value)
 
 
 class WithSecrets(Settings):

@@ -104,20 +104,11 @@ def test_a_password_with_an_at_sign_is_refused_and_not_shown(monkeypatch: pytest
         ("jdbc:postgresql://h/d?user=u&password=hunter2", urls.EXPECTED),
         ("hunter2", urls.EXPECTED),
         ("postgresql://u:hunter2@h:port/d", urls.EXPECTED),
-        ("postgresql://u:hunter2@h:99999/d", "port has a value that libpq does not know"),
         ("postgresql://u:hunter2@h/d?hunter2", urls.EXPECTED),
         ("postgresql://u:hunter2@h/d?host=one:1&host=two:2&port=3", urls.EXPECTED),
         ("postgresql://us/er:hunter2@h/d", "has an @ after the host has begun"),
         ("postgresql://h/d?user=u&password=a&hunter2=b", "a parameter is not known to libpq"),
         ("postgresql://u:hunter2@h/d?sslmode=require&sslmode=disable", "sslmode is given twice"),
-        (
-            "postgresql://u:hunter2@h/d?sslmode=no-verify",
-            "sslmode has a value that libpq does not know; set sslmode to",
-        ),
-        ("postgresql://u:hunter2@h/d?target_session_attrs=master", "target_session_attrs has a value"),
-        ("postgresql://u:hunter2@h/d?channel_binding=yes", "channel_binding has a value"),
-        ("postgresql://u:hunter2@h/d?sslnegotiation=direct", "libpq cannot use these parameters together"),
-        ("postgresql://u:hunter2@h/d?keepalives_idle=hunter2", "keepalives_idle is not a whole number"),
         ("postgresql://u:hunter2@h\n/d", urls.EXPECTED),
         ("sqlite://u:hunter2@h/d", urls.EXPECTED),
         ("sqlite://", "an in-memory SQLite"),
@@ -135,45 +126,23 @@ def test_what_can_never_connect_is_refused(monkeypatch: pytest.MonkeyPatch, url:
 @pytest.mark.parametrize(
     ("parameter", "remedy"),
     [
-        ("schema=public", "options=-csearch_path"),  # Prisma
-        ("pgbouncer=true", "DB_POOLER=pgbouncer"),
-        ("connection_limit=5", "DB_POOL_SIZE"),
-        ("pool_timeout=5", "DB_POOL_TIMEOUT"),
-        ("socket_timeout=5", "DB_STATEMENT_TIMEOUT"),
-        ("sslaccept=strict", "sslmode"),
-        ("statement_cache_size=0", "DB_POOLER=pgbouncer"),
-        ("currentSchema=public", "options=-csearch_path"),  # JDBC
-        ("ssl=true", "sslmode"),
-        ("prepareThreshold=0", "DB_POOLER=pgbouncer"),
-        ("ApplicationName=x", "application_name"),
-        ("loginTimeout=5", "DB_CONNECT_TIMEOUT"),
-        ("connectTimeout=5", "DB_CONNECT_TIMEOUT"),
-        ("socketTimeout=5", "DB_STATEMENT_TIMEOUT"),
-        ("command_timeout=5", "DB_STATEMENT_TIMEOUT"),  # asyncpg
-        ("prepared_statement_cache_size=0", "DB_POOLER=pgbouncer"),
-        ("conn_max_age=600", "DB_MAX_LIFETIME"),  # Django
-        ("pool_size=5", "DB_POOL_SIZE"),  # SQLAlchemy
-        ("max_overflow=5", "DB_MAX_OVERFLOW"),
-        ("pool_recycle=5", "DB_MAX_LIFETIME"),
-        ("pool_max_conns=5", "DB_POOL_SIZE"),  # pgx
-        ("default_query_exec_mode=exec", "DB_POOLER=pgbouncer"),
-        ("statement_timeout=5000", "DB_STATEMENT_TIMEOUT"),  # node-postgres
-        ("prepare_threshold=0", "DB_POOLER=pgbouncer"),  # psycopg's own, which are no text
-        ("autocommit=true", "flask_pooling.run"),
-        ("search_path=x", "options=-csearch_path"),
-        ("charset=utf8", "client_encoding"),
-        ("service=x", "PGSERVICE"),
-        ("something=x", "leave it out"),
+        ("pgbouncer=true", "set DB_POOLER=pgbouncer"),  # Prisma
+        ("prepareThreshold=0", "set DB_POOLER=pgbouncer"),  # JDBC
+        ("statement_cache_size=0", "set DB_POOLER=pgbouncer"),  # asyncpg
+        ("default_query_exec_mode=exec", "set DB_POOLER=pgbouncer"),  # pgx
+        ("schema=public", "leave it out"),
+        ("connection_limit=5", "leave it out"),
+        ("pool_size=5", "leave it out"),  # SQLAlchemy
+        ("statement_timeout=5000", "leave it out"),  # node-postgres
+        ("service=x", "leave it out"),
     ],
 )
 def test_a_parameter_of_another_client_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, parameter: str, remedy: str
 ) -> None:
-    """libpq fails at each attempt to connect. The refusal says what to set instead."""
+    """libpq fails at each attempt to connect."""
     said = refusal(monkeypatch, f"postgresql://u@h/d?{parameter}")
-    name = parameter.partition("=")[0]
-    assert f"{name} is not known to libpq" in said
-    assert remedy in said.partition("is not known to libpq; ")[2]
+    assert f"{parameter.partition('=')[0]} is not known to libpq; {remedy}" in said
 
 
 # --- what the owner says counts --------------------------------------------------------------------------------------
@@ -248,10 +217,7 @@ def test_nothing_is_said_twice_to_libpq(monkeypatch: pytest.MonkeyPatch) -> None
         ("options=--lock-timeout%3D9s", {}, "lock_timeout in DATABASE_URL: set DB_STATEMENT_TIMEOUT"),
         ("application_name=" + "x" * 41, {}, "application_name in DATABASE_URL or PGAPPNAME: must be at most 40"),
         ("", {"PGAPPNAME": "ü"}, "must be at most 40 ASCII characters"),
-        ("", {"PGSSLMODE": "no-verify"}, "PGSSLMODE in the environment has a value that libpq does not know"),
-        ("", {"PGPORT": "abc"}, "PGPORT in the environment has a value that libpq does not know"),
         ("", {"PGHOST": "db\n"}, "PGHOST has a line break"),
-        ("", {"PGSERVICE": "nowhere", "PGSERVICEFILE": "/dev/null"}, "PGSERVICE names a service that libpq does not"),
     ],
 )
 def test_what_would_break_the_ladder_names_the_setting(

@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,6 +36,8 @@ from flask_pooling.sizing import PlanError
 log = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS = 0.5
+# What libpq says before it tries: the URL, or PG* in the environment, is wrong.
+UNUSABLE = re.compile("is bad: (?!connection to)|invalid integer value|could not match|bad value for")
 ASK_AGAIN_SECONDS = 2
 DRAIN_SECONDS = 5  # WEB_GRACEFUL_TIMEOUT begins after it
 MAX_REQUESTS = 10_000  # of a worker, until it is replaced: what leaks does not grow for ever
@@ -290,8 +293,7 @@ class Hooks:
                 place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 if error.errno == errno.EADDRINUSE:
                     sys.exit(f"{place} is in use; set {variable} to a free port")
-                reason = str(error.strerror).partition(" (while")[0]
-                sys.exit(f"cannot listen on {place}: {reason}; set WEB_HOST or {variable}")
+                sys.exit(f"cannot listen on {place}: {os.strerror(error.errno or 0)}; set WEB_HOST or {variable}")
 
     def _check_the_budget(self, server: Any) -> None:
         mode = self.settings.db_budget_check
@@ -304,6 +306,8 @@ class Hooks:
                 reason = budget.driver_message(error)
                 if budget.is_full(reason) and mode == "enforce":
                     sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
+                if UNUSABLE.search(reason):
+                    sys.exit(f"no connection to the database can be made: {reason}")
                 # It may come up later, and readiness stays red until it does. This proves nothing about the plan.
                 server.log.warning("the database cannot be asked whether the plan fits: %s; it is asked again", reason)
                 self.was_away.append(each)

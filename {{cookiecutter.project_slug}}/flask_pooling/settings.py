@@ -6,30 +6,26 @@ says what its value may be; :meth:`Settings.problems` says how values depend on 
 
 import contextlib
 import difflib
-import inspect
 import ipaddress
-import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    AliasChoices,
     BeforeValidator,
     Field,
     PrivateAttr,
     TypeAdapter,
     ValidationError,
-    ValidatorFunctionWrapHandler,
     field_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as NoJson
 from sqlalchemy.engine import URL
 
 from flask_pooling import machine, sizing, urls
@@ -131,15 +127,6 @@ def _not_injected(value: Any) -> Any:
     return None if isinstance(value, str) and INJECTED.match(value) else value
 
 
-def _decoded(value: Any) -> Any:
-    """What is written as JSON, also in a part of a setting that has a variable for each part (MAIL__TO)."""
-    if isinstance(value, dict):
-        return {name: _decoded(part) for name, part in value.items()}
-    with contextlib.suppress(ValueError):
-        return json.loads(value) if isinstance(value, str) and value.startswith(("[", "{")) else value
-    return value
-
-
 Whole = Annotated[int, BeforeValidator(_digits)]
 Seconds = Annotated[float, BeforeValidator(_decimal), Field(ge=0.1, le=86_400)]
 Jobs = Annotated[Mapping[str, sizing.Job], NoDecode, BeforeValidator(_jobs)]
@@ -160,7 +147,6 @@ class Settings(BaseSettings):
         frozen=True,
         extra="ignore",
         arbitrary_types_allowed=True,
-        enable_decoding=False,
         env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
     )
@@ -214,58 +200,52 @@ class Settings(BaseSettings):
         wrong: dict[str, Any] = {}
         try:
             settings = cls(**given)
+        except NoJson as error:  # in a list or a model of the app's own
+            raise SettingsError([*problems, str(error)]) from None
         except ValidationError as error:
             # What a validator of the whole model says belongs to no field.
             problems += [_reason(found) for found in error.errors() if not found["loc"]]
             wrong = {str(found["loc"][0]): found for found in error.errors() if found["loc"]}
-            fields = {alias: (name, field) for name, field in cls.model_fields.items() for alias in _names(name, field)}
-            problems += [
-                _problem(
-                    _alias(alias, fields, environ),
-                    environ,
-                    found,
-                    secret=alias not in Settings.model_fields and _may_be_secret(fields[alias][1].annotation),
-                )
-                for alias, found in wrong.items()
-                if alias in Settings.model_fields or not numbers_only
-            ]
+            told = [field for field in wrong if field in Settings.model_fields or not numbers_only]
+            problems += [_problem(cls, field, environ, wrong[field]) for field in told]
             # What depends on other values is looked at with the defaults in the place of those that are wrong.
-            defaults = {alias: fields[alias][1].get_default(call_default_factory=True) for alias in wrong}
+            defaults = {
+                field: cls.model_fields[field].get_default(call_default_factory=True)
+                for field in wrong.keys() & cls.model_fields.keys()
+            }
             try:
                 settings = cls(**given | defaults)
             except ValidationError:  # one of them has no default
                 raise SettingsError(problems) from None
         settings._name = name
         if not numbers_only:
-            said = [alias.upper() for alias in wrong]
-            problems += [found for found in settings.problems() if not any(alias in found for alias in said)]
+            said = [field.upper() for field in wrong]
+            problems += [found for found in settings.problems() if not any(field in found for field in said)]
         if problems:
             raise SettingsError(problems)
         return settings
 
     @classmethod
     def takes(cls, variable: str, value: str) -> bool:
-        """Whether a setting would take this value."""
-        return _takes(cls.model_fields[variable.lower()], value)
+        """Whether a setting would take this value. APP_INSTANCE=i-0abc is another program's."""
+        field = cls.model_fields[variable.lower()].rebuild_annotation()
+        try:
+            TypeAdapter(field, config={"arbitrary_types_allowed": True}).validate_python(value)
+        except ValidationError:
+            return False
+        return True
 
     @classmethod
     def environment(cls) -> Mapping[str, str]:
         """What is set. A class that reads more than the environment says so here."""
         return os.environ
 
-    @field_validator("*", mode="wrap")
+    @field_validator("*", mode="before")
     @classmethod
-    def _written_as_json(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        """A list or a dict is written as JSON, as everywhere with pydantic-settings. What is no JSON is reported like
-        any other wrong value; pydantic-settings would raise an error of its own, for the first one only."""
+    def _bare(cls, value: Any) -> Any:
         if isinstance(value, str) and _has_something_around_it(value):
             raise ValueError("begins or ends with whitespace, a quote or an invisible character; remove it")
-        try:
-            return handler(value)
-        except ValidationError:
-            if (decoded := _decoded(value)) == value:
-                raise
-            return handler(decoded)
+        return value
 
     def problems(self) -> Iterator[str]:
         """What is wrong with values that are right one by one, but not together. A class that derives from this adds
@@ -364,18 +344,17 @@ def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[st
 
     What can be nothing else is a problem where the class is strict; anything less near is a warning.
     """
-    known = {name.upper(): field for name, field in settings.model_fields.items()}
+    known = [name.upper() for name in settings.model_fields]
     for name, value in sorted(given.items()):
         readable = name.strip("\ufeff \t\r")  # a byte order mark is what an editor leaves at the start of a file
         if name in known or not readable.startswith(PREFIXES) or INJECTED.match(value):
             continue
-        near = _nearest(readable, list(known))
+        near = _nearest(readable, known)
         if near is None:
             continue
-        field = known[near]
-        secret = near.lower() not in Settings.model_fields and _may_be_secret(field.annotation)
-        said = f"{_named(ascii(name)[1:-1], value, secret=secret)}: no such setting; did you mean {near}?"
-        if settings.strict and _alike(readable, near) >= MISSPELT and _takes(field, value):
+        said = f"{_named(ascii(name)[1:-1], value, hide=_hides(settings, near.lower()))}: no such setting;"
+        said += f" did you mean {near}?"
+        if settings.strict and _alike(readable, near) >= MISSPELT and settings.takes(near, value):
             yield said
         else:
             log.warning("%s", said)
@@ -396,45 +375,26 @@ def _alike(one: str, other: str) -> float:
     return difflib.SequenceMatcher(a=bare[0], b=bare[1]).ratio()
 
 
-def _takes(field: FieldInfo, value: str) -> bool:
-    """Whether a setting would take this value. APP_INSTANCE=i-0abc is another program's."""
-    try:
-        TypeAdapter(field.rebuild_annotation(), config={"arbitrary_types_allowed": True}).validate_python(value)
-    except ValidationError:
-        return False
-    return True
+def _hides(settings: type[Settings], field: str) -> bool:
+    """Whether a value is not shown: one of the app's own, unless it is a number or a choice."""
+    kind = settings.model_fields[field].annotation if field in settings.model_fields else None
+    is_shown = isinstance(kind, type) and issubclass(kind, int | float | StrEnum)
+    return field not in Settings.model_fields and not is_shown
 
 
-def _names(name: str, field: FieldInfo) -> list[str]:
-    """The variables that a field is read from."""
-    alias = field.validation_alias
-    return [str(choice) for choice in alias.choices] if isinstance(alias, AliasChoices) else [str(alias or name)]
-
-
-def _alias(name: str, fields: Mapping[str, tuple[str, FieldInfo]], given: Mapping[str, str]) -> str:
-    return next((alias for alias in _names(*fields[name]) if alias.upper() in given), name)
-
-
-def _may_be_secret(annotation: Any) -> bool:
-    """A secret, or something with fields of its own, of which one may be a secret."""
-    is_class = isinstance(annotation, type) and not issubclass(annotation, Enum)
-    has_fields = is_class and bool(inspect.get_annotations(annotation))
-    return has_fields or "Secret" in str(annotation) or any(map(_may_be_secret, get_args(annotation)))
-
-
-def _problem(name: str, given: Mapping[str, str], found: Any, *, secret: bool) -> str:
+def _problem(settings: type[Settings], field: str, given: Mapping[str, str], found: Any) -> str:
     if found["type"] == "missing":
-        return f"{name.upper()} is not set"
-    as_json = ", written as JSON" if found["type"] in {"list_type", "dict_type", "set_type", "tuple_type"} else ""
-    of_it = "".join(f" {part}:" for part in found["loc"][1:] if secret)  # which of its fields
-    return f"{_named(name, given.get(name.upper()), secret=secret)}:{of_it} {_reason(found)}{as_json}"
+        return f"{field.upper()} is not set"
+    hide = _hides(settings, field)
+    of_it = "".join(f" {part}:" for part in found["loc"][1:] if hide)  # which of its fields
+    return f"{_named(field, given.get(field.upper()), hide=hide)}:{of_it} {_reason(found)}"
 
 
-def _named(name: str, value: Any, *, secret: bool = False) -> str:
+def _named(name: str, value: Any, *, hide: bool = False) -> str:
     """`NAME='value'`, unless the value may be a secret: a database's URL lands in the wrong variable easily."""
     name = name.upper()
-    secret = secret or (bool(SECRET.search(name)) and name not in DEAD_KEYS)
-    return f"{name}=***" if secret or "@" in str(value) else f"{name}={value!r}"
+    hide = hide or (bool(SECRET.search(name)) and name not in DEAD_KEYS)
+    return f"{name}=***" if hide or "@" in str(value) else f"{name}={value!r}"
 
 
 def _reason(found: Any) -> str:
