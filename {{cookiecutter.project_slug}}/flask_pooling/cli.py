@@ -101,8 +101,8 @@ def _plan_of(settings: Settings) -> sizing.Plan:
 
 def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
     """What the plan was made from, what it says, and its one line."""
-    derived = ("connections_per_instance", "connections_peak", "connections_usable", "sum")
-    return asdict(chosen) | {name: getattr(chosen, name) for name in derived}
+    of_one, of_all = ("slots", "connections_per_instance"), ("connections_peak", "connections_jobs")
+    return asdict(chosen) | {name: getattr(chosen, name) for name in (*of_one, *of_all, "connections_usable", "sum")}
 
 
 def describe(chosen: sizing.Plan) -> str:

@@ -231,9 +231,8 @@ class Hooks:
                 holds.report(self.settings.db_hold_warning)
 
         watchdog.watch(worker, self.settings.web_timeout, replace=not worker.cfg.reload, tick=look)
-        if self.listener:
-            known = next(iter(extension.registered), None)
-            probes.serve(self.listener, known.probe_app if known else worker.wsgi)
+        if self.listener and (known := next(iter(extension.registered), None)):
+            probes.serve(self.listener, known.probe_app)
         worker.wsgi = middleware.Watched(worker.wsgi)  # what gunicorn calls for each request
         for each in self.was_away if worker.number == 1 else ():  # one worker is enough
             threading.Thread(target=self._ask_again, args=(each,), name="budget", daemon=True).start()
@@ -275,8 +274,9 @@ class Hooks:
                         f"{name.upper()}: gunicorn.conf.py read {ours}, and the app {apps}; set it in the environment"
                         " before gunicorn starts (a .env that the app loads comes too late)"
                     )
+            paths = {rule.rule for rule in each.probe_app.url_map.iter_rules()}
             for rule in each.app.url_map.iter_rules():
-                if rule.rule in probes.PATHS and not rule.endpoint.startswith("pooling_"):
+                if rule.rule in paths and not rule.endpoint.startswith("pooling_"):
                     log.warning("the view %r at %s is not called: the path is flask_pooling's", rule.endpoint, rule)
 
     def _refuse_a_port_in_use(self, server: Any) -> None:

@@ -20,61 +20,37 @@ V1_UNLIMITED = 2**60
 @functools.cache
 def cpus(root: Path = Path("/")) -> float:
     """The cpus this process may use: the least of the cgroup quota (v2, v1) and the affinity mask."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min([float(available), *_v2_quotas(root), *_v1_quotas(root)])
+    found = [float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))]
+    for group in _groups(root):
+        v1 = f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"
+        for text in (_text(group / "cpu.max"), v1):
+            quota, _, period = text.partition(" ")
+            if quota.isdecimal() and period.isdecimal() and int(period):  # no quota is written as max, in v1 as -1
+                found.append(int(quota) / int(period))
+    return min(found)
 
 
 @functools.cache
 def memory_mib(root: Path = Path("/")) -> int:
-    """The memory this process may use, in MiB: the least of the cgroup limits and the machine's own."""
-    limits = [_machine_memory(root), *_v2_memory(root), *_v1_memory(root)]
-    return min(limits) // MIB
+    """The memory this process may use, in MiB: the least of the cgroup limits (v2, v1) and the machine's own."""
+    files = (group / name for group in _groups(root) for name in ("memory.max", "memory.limit_in_bytes"))
+    limits = [int(text) for text in map(_text, files) if text.isdecimal()]
+    return min([_machine_memory(root), *(limit for limit in limits if limit < V1_UNLIMITED)]) // MIB
 
 
-def _v2_quotas(root: Path) -> Iterator[float]:
-    for folder in _groups(root, "", "sys/fs/cgroup", "sys/fs/cgroup/unified"):
-        quota, _, period = _text(folder / "cpu.max").partition(" ")
-        if quota.isdecimal() and period.isdecimal() and int(period):
-            yield int(quota) / int(period)
+def _groups(root: Path) -> Iterator[Path]:
+    """Every folder from our own cgroups up to their mounts: a limit on any ancestor binds us too.
 
-
-def _v1_quotas(root: Path) -> Iterator[float]:
-    for folder in _groups(root, "cpu", "sys/fs/cgroup/cpu", "sys/fs/cgroup/cpu,cpuacct"):
-        quota, period = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
-        if quota.isdecimal() and period.isdecimal() and int(period):  # no quota is written as -1
-            yield int(quota) / int(period)
-
-
-def _v2_memory(root: Path) -> Iterator[int]:
-    for folder in _groups(root, "", "sys/fs/cgroup", "sys/fs/cgroup/unified"):
-        limit = _text(folder / "memory.max")
-        if limit.isdecimal():
-            yield int(limit)
-
-
-def _v1_memory(root: Path) -> Iterator[int]:
-    for folder in _groups(root, "memory", "sys/fs/cgroup/memory"):
-        limit = _text(folder / "memory.limit_in_bytes")
-        if limit.isdecimal() and int(limit) < V1_UNLIMITED:
-            yield int(limit)
-
-
-def _groups(root: Path, controller: str, *mounts: str) -> Iterator[Path]:
-    """Every folder from our own cgroup up to the mount: a limit on any ancestor binds us too.
-
+    v2 is mounted at /sys/fs/cgroup, or at `unified` in it where v1 is in use as well; a controller of v1 at its name.
     Inside a container the path in /proc/self/cgroup is often the host's and does not exist below the mount; the
     walk then ends at the mount itself, which is the container's own group.
     """
     for line in _text(root / "proc/self/cgroup").splitlines() or ["0::/"]:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controller in controllers.split(","):
-            for mount in mounts:
-                folder = root / mount / path.lstrip("/")
-                while folder != (root / mount):
-                    yield folder
-                    folder = folder.parent
-                yield folder
+        _, controllers, path = line.split(":", 2)
+        for mount in (controllers, *controllers.split(",")) if controllers else ("", "unified"):
+            top = root / "sys/fs/cgroup" / mount
+            own = top / path.lstrip("/")
+            yield from (group for group in (own, *own.parents) if group.is_relative_to(top))
 
 
 def _machine_memory(root: Path) -> int:

@@ -4,11 +4,11 @@ no plan."""
 import io
 import logging
 import re
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, current_app
 from gunicorn.http.errors import ParseException
@@ -18,9 +18,6 @@ from werkzeug.wsgi import FileWrapper
 from flask_pooling import process, watchdog
 from flask_pooling.metrics import metrics
 from flask_pooling.settings import Settings
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ class Measured:
         self.app: WSGIApplication = app.wsgi_app
         self.views, self.behind_a_proxy = app.view_functions, settings.web_trusted_proxies > 0
 
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         started = time.perf_counter()
 
         def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
@@ -86,14 +83,14 @@ class Watched:
     """Around all that gunicorn calls, middlewares and mounted apps included: which thread serves what, and whether it
     makes progress."""
 
-    def __init__(self, app: "WSGIApplication") -> None:
+    def __init__(self, app: WSGIApplication) -> None:
         self.app = app
 
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         thread, request = threading.get_ident(), watchdog.Request(environ)
         environ["wsgi.file_wrapper"] = FileWrapper  # gunicorn's sends a file where nobody sees how it gets on
         if int(environ.get("CONTENT_LENGTH") or 0) > RECEIVED or "HTTP_TRANSFER_ENCODING" in environ:
-            environ["wsgi.input"] = Input(environ["wsgi.input"], request)
+            environ["wsgi.input"] = io.BufferedReader(Input(environ["wsgi.input"], request), RECEIVED)
         watchdog.in_flight[thread] = request
         try:
             body = self.app(environ, start_response)
@@ -103,7 +100,7 @@ class Watched:
         return Body(body, request, thread)
 
 
-class Input(io.IOBase):
+class Input(io.RawIOBase):
     """A request's body. What still arrives makes progress, however slowly."""
 
     def __init__(self, stream: Any, request: watchdog.Request) -> None:
@@ -112,23 +109,14 @@ class Input(io.IOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int | None = -1) -> bytes:
-        parts, left = [], sys.maxsize if size is None or size < 0 else size
-        while left > 0 and (part := self.received(self.stream.read, min(left, RECEIVED))):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
-
-    def readline(self, size: int | None = -1) -> bytes:
-        return self.received(self.stream.readline, *([] if size is None or size < 0 else [size]))
-
-    def received(self, read: Callable[..., bytes], *size: int) -> bytes:
+    def readinto(self, buffer: Any) -> int:
         try:
-            part = read(*size)
+            part = self.stream.read(min(len(buffer), RECEIVED))
         except (OSError, ParseException) as error:  # a chunk that is malformed, a client that went away: 400
             raise ClientDisconnected from error
         self.request.moved = time.monotonic()
-        return part
+        buffer[: len(part)] = part
+        return len(part)
 
 
 class Body:

@@ -3,18 +3,14 @@
 import math
 import secrets
 from collections import Counter
-from typing import Any
 
 from flask import Blueprint, Response, current_app, jsonify, make_response, render_template
 
 from flask_pooling import metrics
+from flask_pooling.cli import plan_as_dict
 from flask_pooling.settings import Settings
 from flask_pooling.sizing import SUPERUSER_RESERVED
 
-PLAN = (
-    *("instances", "workers", "threads", "slots", "pool_size", "max_overflow", "max_connections", "reserved", "sum"),
-    *("connections_per_instance", "connections_peak", "connections_jobs", "connections_usable", "pooler"),
-)
 # What is drawn of the metrics.
 SUMS = (
     *("web_slots", "web_slots_busy", "web_slots_over_limit", "web_backlog", "http_queue_seconds_count"),
@@ -27,15 +23,10 @@ bp = Blueprint("pooling_page", __name__, template_folder="templates")
 bp.before_request(metrics.refuse_strangers)
 
 
-def _settings() -> Settings:
-    settings: Settings = current_app.extensions["flask_pooling"].settings
-    return settings
-
-
 @bp.get("/pool")
 def show() -> Response:
-    nonce = secrets.token_urlsafe(16)
-    response = make_response(render_template("flask_pooling/pool.html", name=_settings().service_name, nonce=nonce))
+    nonce, name = secrets.token_urlsafe(16), current_app.extensions["flask_pooling"].settings.service_name
+    response = make_response(render_template("flask_pooling/pool.html", name=name, nonce=nonce))
     nothing_else = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
     own = f"script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:"
     response.headers["Content-Security-Policy"] = f"{nothing_else}; {own}"
@@ -45,9 +36,8 @@ def show() -> Response:
 @bp.get("/pool.json")
 def numbers() -> Response:
     """The plan, and the sums over this instance's workers."""
-    settings = _settings()
-    plan: dict[str, Any] = {name: getattr(settings.plan, name) for name in PLAN}
-    plan |= {"superusers": SUPERUSER_RESERVED, "timeout": settings.web_timeout}
+    settings: Settings = current_app.extensions["flask_pooling"].settings
+    plan = plan_as_dict(settings.plan) | {"superusers": SUPERUSER_RESERVED, "timeout": settings.web_timeout}
     now: dict[str, float | None] = dict.fromkeys(SUMS, 0)
     answers = failures = 0.0
     holders: Counter[str] = Counter()

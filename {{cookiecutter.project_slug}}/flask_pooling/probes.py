@@ -6,15 +6,11 @@ and an orchestrator would restart instances because they are busy. Here nothing 
 
 import socket
 import threading
-from collections.abc import Iterable
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import WSGIApplication
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-PATHS = frozenset({"/livez", "/readyz", "/metrics", "/pool", "/pool.json"})
 PRIVATE = "flask_pooling.private"  # in the environ of a request that came in here
 BACKLOG = 64
 CLIENT_SECONDS = 5
@@ -45,27 +41,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(listener: socket.socket, app: "WSGIApplication") -> None:
+def serve(listener: socket.socket, app: WSGIApplication) -> None:
     """Answer probes from a background thread of this worker, for as long as it lives."""
     server = ProbeServer(listener.getsockname()[:2], Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
     server.setup_environ()
-    server.set_app(only_probes(app))
+    server.set_app(app)
     threading.Thread(target=server.serve_forever, name="probes", daemon=True).start()
-
-
-def only_probes(app: "WSGIApplication") -> "WSGIApplication":
-    """The rest of the app stays behind the main listener, where the plan counts its connections."""
-
-    def probe(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        if environ["PATH_INFO"] in PATHS:
-            environ[PRIVATE] = True
-            return app(environ, start_response)
-        start_response("404 Not Found", [("Content-Length", "0")])
-        return []
-
-    return probe
 
 
 class ProbeServer(ThreadingMixIn, WSGIServer):
@@ -79,6 +62,9 @@ class ProbeServer(ThreadingMixIn, WSGIServer):
 
 class Handler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
+
+    def get_environ(self) -> dict[str, Any]:
+        return super().get_environ() | {PRIVATE: True}
 
     def log_message(self, format: str, *args: Any) -> None:  # the name is the standard library's
         """Log nothing: a probe every few seconds would fill the log."""
