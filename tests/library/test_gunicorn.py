@@ -1,8 +1,6 @@
 """gunicorn.conf.py and its hooks: the names are gunicorn's, the numbers are the plan's, and nothing breaks the sum."""
 
 import contextlib
-import fcntl
-import os
 import signal
 import socket
 import subprocess
@@ -101,7 +99,7 @@ def test_bad_settings_stop_gunicorn_with_all_of_them(environ: dict[str, str]) ->
     assert "SECRET_KEY is not set" in done.stderr
     assert "production needs Postgres" in done.stderr
     assert "Traceback" not in done.stderr
-    assert left_behind() <= before
+    wait_until(lambda: left_behind() <= before)  # a neighbour's is unused for a moment, when it starts
 
 
 @pytest.mark.postgres
@@ -145,21 +143,13 @@ def test_a_server_without_the_plan_serves_nobody(environ: dict[str, str], tmp_pa
 
 
 def left_behind() -> set[Path]:
-    """Folders of metrics that belong to nobody; a service that runs beside the tests has one that is its own."""
-
-    def lives(folder: Path) -> bool:
+    """Folders of metrics that no process uses; a service that runs beside the tests has one that is its own."""
+    used = ""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
-            opened = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            finally:
-                os.close(opened)
-        return False
-
+            used += maps.read_text()
     folders = Path(gunicorn.shared_memory() or tempfile.gettempdir()).glob(f"metrics-{defaults.SERVICE_NAME}-*")
-    return {folder for folder in folders if not lives(folder)}
+    return {folder for folder in folders if f"{folder}/" not in used}
 
 
 def says(log: Path, text: str) -> bool:
@@ -187,7 +177,7 @@ def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) 
     text = server.log.read_text()
     assert text.count("which the plan does not count. Restart the service instead.") == 3
     assert all(line.startswith("{") for line in text.splitlines())
-    assert left_behind() <= before
+    wait_until(lambda: left_behind() <= before)  # a neighbour's is unused for a moment, when it starts
 
 
 @pytest.mark.postgres
@@ -215,39 +205,3 @@ def connects(address: tuple[str, int]) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(address, 0.2):
         return True
     return False
-
-
-MAKE_AND_SAY = """
-import pathlib, sys, time
-from flask_pooling import gunicorn
-gunicorn.shared_memory = lambda: sys.argv[1]
-print(gunicorn._folder_of_ours("metrics-flask-").name, flush=True)
-time.sleep(60)
-"""
-
-
-@once
-def test_what_a_killed_master_left_goes_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what belongs to one that lives stays, also if it lives in a container where process ids are others."""
-    monkeypatch.setattr(gunicorn, "shared_memory", lambda: str(tmp_path))
-    alone = ["unshare", "--map-root-user", "--pid", "--fork", "--kill-child"]
-    words = [sys.executable, "-c", MAKE_AND_SAY, str(tmp_path)]
-    with contextlib.ExitStack() as stack:
-        names = []
-        for around in ([], alone):
-            neighbour = stack.enter_context(
-                subprocess.Popen([*around, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-            )
-            stack.callback(neighbour.kill)
-            assert neighbour.stdout
-            names.append(neighbour.stdout.readline().strip())
-        (tmp_path / "metrics-flask-dead").mkdir()
-        gunicorn._remove_leftovers("metrics-flask-")
-        assert {path.name for path in tmp_path.iterdir()} == set(names)
-    wait_until(lambda: not left_after(tmp_path))
-
-
-def left_after(folder: Path) -> list[Path]:
-    """What is there once leftovers have been removed."""
-    gunicorn._remove_leftovers("metrics-flask-")
-    return list(folder.iterdir())

@@ -6,7 +6,6 @@ gunicorn.conf.py calls :func:`configure`, which sets what the plan says and join
 import atexit
 import contextlib
 import errno
-import fcntl
 import functools
 import gc
 import itertools
@@ -135,8 +134,8 @@ class Hooks:
             metrics.keep_in(Path(given))
         else:
             name = f"metrics-{settings.service_name}-"
-            _remove_leftovers(name)
-            self.folder = _folder_of_ours(name)
+            # Never another's is removed: one that lives may share this memory, with process ids of its own.
+            self.folder = Path(tempfile.mkdtemp(prefix=name, dir=shared_memory()))
             metrics.keep_in(self.folder)
             self.owner = os.getpid()
             atexit.register(self._remove_the_folder)  # a start that is refused has no on_exit
@@ -403,24 +402,3 @@ def _refuse(server: Any, why: str) -> Any:
         threading.Thread(target=server.log.warning, args=("%s", line)).start()
 
     return refuse
-
-
-def _folder_of_ours(prefix: str) -> Path:
-    """Make a folder for metrics, locked for as long as this process or one of its workers lives."""
-    # It gets its name when it is locked. Until then, a neighbour that starts must not take it for a leftover.
-    new = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=shared_memory()))
-    fcntl.flock(os.open(new, os.O_RDONLY), fcntl.LOCK_EX)  # it stays open, and forked processes inherit it
-    return new.rename(new.with_name(new.name[1:]))
-
-
-def _remove_leftovers(prefix: str) -> None:
-    """Remove the folders of masters that were killed. Nobody holds the lock on them, whatever container that was in: a
-    process id would mean something else there."""
-    for folder in Path(shared_memory() or tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # locked, or another user's
-            opened = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(opened)
