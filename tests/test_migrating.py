@@ -489,7 +489,7 @@ def test_instances_that_start_at_once_do_not_collide(installed: Path, server: st
 
 
 FAMILY = """op.create_table('parents', sa.Column('id', sa.Integer, primary_key=True), sa.Column('name', sa.Text))
-    op.create_table('children', sa.Column('id', sa.ForeignKey('parents.id', ondelete='CASCADE')))
+    op.create_table('children', sa.Column('id', sa.Integer, sa.ForeignKey('parents.id', ondelete='CASCADE')))
     op.execute("insert into parents values (1, 'one')")
     op.execute('insert into children values (1)')"""
 

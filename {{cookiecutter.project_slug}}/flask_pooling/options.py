@@ -103,7 +103,7 @@ def bind(app: Flask, db: SQLAlchemy, merged: Merged) -> None:
     if (first := options.pop(None, None)) is not None:
         url = first.pop("url")
         # A text where the app had a text: migrations/env.py of older versions of Flask-Migrate reads it.
-        app.config["SQLALCHEMY_DATABASE_URI"] = _text(url)
+        app.config["SQLALCHEMY_DATABASE_URI"] = _as_given(app.config.get("SQLALCHEMY_DATABASE_URI"), url)
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = first
     app.config["SQLALCHEMY_BINDS"] = options
     always, db._engine_options = db._engine_options, {}  # the constructor's are merged already
@@ -127,6 +127,14 @@ def _usable(url: Any) -> URL:
 
 def _text(url: Any) -> str:
     return url.render_as_string(hide_password=False) if isinstance(url, URL) else str(url)
+
+
+def _as_given(theirs: Any, url: Any) -> str:
+    """The app's own text with the driver, if it means the same. SQLAlchemy writes %2F for a /, at which the env.py of
+    Flask-Migrate before 2.5 stops."""
+    given, rendered = _text(theirs).partition("://"), _text(url)
+    same = rendered.partition("://")[0] + "://" + given[2]
+    return same if given[1] and sa.make_url(same) == sa.make_url(rendered) else rendered
 
 
 def _told(url: URL, theirs: Mapping[str, Any]) -> URL:
