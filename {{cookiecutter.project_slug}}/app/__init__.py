@@ -17,7 +17,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     :raises SettingsError: the settings cannot be used.
     """
     # Imported here, so that gunicorn.conf.py can import app.config alone.
-    from app import errors, home, logs, middleware, models, notes, sessions
+    from app import errors, home, logs, middleware, models, notes
     from app.extensions import db, migrate
 
     config = config or {}
@@ -26,7 +26,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app = Flask(__name__)
     app.config.from_mapping(for_flask(settings))
     app.config.from_mapping(config)
-    app.session_interface = sessions.SessionInterface()
     app.extensions["settings"] = settings
     logs.init_app(settings)
 

@@ -34,11 +34,6 @@ class Environment(StrEnum):
     DEVELOPMENT = "development"
     PRODUCTION = "production"
 
-    @property
-    def is_local(self) -> bool:
-        """Any other has production's rules."""
-        return self in {Environment.TESTING, Environment.DEVELOPMENT}
-
 
 def _words(value: Any) -> Any:
     """Take `a,b`. A list in JSON is for the caller."""
@@ -106,7 +101,8 @@ class Settings(flask_pooling.Settings):
 
     @property
     def in_production(self) -> bool:
-        return not self.app_env.is_local
+        """Any environment of your own has production's rules, too."""
+        return self.app_env not in {Environment.TESTING, Environment.DEVELOPMENT}
 
 
 def for_flask(settings: Settings) -> Mapping[str, Any]:
@@ -147,22 +143,20 @@ def _secret_problems(settings: Settings) -> Iterator[str]:
     if not settings.in_production:
         return
     how = "; make one with: python -c 'import secrets; print(secrets.token_hex(32))'"
-    if settings.secret_key is None:
+    secret = settings.secret_key.get_secret_value() if settings.secret_key else ""
+    if not secret:
         yield f"SECRET_KEY is not set{how}"
-        return
-    secret = settings.secret_key.get_secret_value()
-    if len(secret) < MIN_SECRET_LENGTH:
+    elif len(secret) < MIN_SECRET_LENGTH:
         yield f"SECRET_KEY=***: {len(secret)} characters, at least {MIN_SECRET_LENGTH} are needed{how}"
     elif len(set(secret)) < MIN_SECRET_CHARACTERS or any(word in secret.lower() for word in PLACEHOLDERS):
         yield f"SECRET_KEY=***: looks like a placeholder{how}"
 
 
 def _database_problems(settings: Settings) -> Iterator[str]:
-    url, environment = settings.database_url, settings.app_env
-    if settings.in_production:
-        if url is None:
-            yield "DATABASE_URL is not set; production needs postgresql://user:password@host/name"
-        elif url.get_backend_name() != "postgresql":
-            yield f"DATABASE_URL=***: production needs Postgres, not {url.get_backend_name()}"
-    if environment is Environment.TESTING and url is not None and url.get_backend_name() != "sqlite":
+    server = settings.database_url.get_backend_name() if settings.database_url else ""
+    if settings.in_production and not server:
+        yield "DATABASE_URL is not set; production needs postgresql://user:password@host/name"
+    elif settings.in_production and server != "postgresql":
+        yield f"DATABASE_URL=***: production needs Postgres, not {server}"
+    elif settings.app_env is Environment.TESTING and server not in {"", "sqlite"}:
         yield "DATABASE_URL=***: testing uses a SQLite file; tests on Postgres run with production's settings"

@@ -8,14 +8,11 @@ from typing import Any, TextIO
 from urllib.parse import quote
 
 from flask import has_request_context, request
-from pythonjsonlogger.json import JsonEncoder
 
 from app.config import Settings
 
 PLAIN = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 JSON = "%(levelname)s %(name)s %(process)d %(request_id)s %(message)s"
-
-ENCODER = JsonEncoder()
 
 
 def init_app(settings: Settings) -> None:
@@ -68,21 +65,15 @@ class WholeLines(logging.StreamHandler[TextIO]):
                 fcntl.lockf(self.stream, fcntl.LOCK_UN)
 
 
-def encode(entry: dict[str, Any], **_: Any) -> str:
-    """Write a line's JSON. With json.dumps, python-json-logger would make an encoder for each line."""
-    return ENCODER.encode(entry)
-
-
 def dict_config(settings: Settings) -> dict[str, Any]:
     """Return the configuration for `logging.config.dictConfig`, the same for gunicorn and every other process."""
     lines: dict[str, Any] = {"()": PlainFormatter, "fmt": PLAIN}
-    if not settings.app_env.is_local:
+    if settings.in_production:
         lines = {
             "()": "pythonjsonlogger.json.JsonFormatter",
             "fmt": JSON,
             "timestamp": True,
             "rename_fields": {"levelname": "level"},
-            "json_serializer": encode,
         }
     return {
         "version": 1,

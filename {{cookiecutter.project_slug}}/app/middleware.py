@@ -7,12 +7,10 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from flask import Flask
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # `//host` and `/\host` are another host for a browser, and `..` leads elsewhere.
@@ -50,7 +48,7 @@ class Middleware:
         self.app, self.config = app.wsgi_app, app.config
         self.has_warned = False
 
-    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         began = time.perf_counter()
         undo_what_leads_elsewhere(environ)
         if (trusted := self.config["TRUSTED_HOSTS"]) and environ.get("PATH_INFO") in PROBES:
@@ -81,7 +79,7 @@ class Middleware:
         return self.app(environ, answer)
 
 
-def undo_what_leads_elsewhere(environ: "WSGIEnvironment") -> None:
+def undo_what_leads_elsewhere(environ: WSGIEnvironment) -> None:
     """Of what a proxy sent, keep a scheme, a plain path and an address. ProxyFix takes any text for each, and many
     proxies pass on what the client sent."""
     if before := environ.get("werkzeug.proxy_fix.orig"):
