@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from pydantic_settings import PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import URL
 
 import flask_pooling
@@ -36,15 +36,17 @@ class Environment(StrEnum):
 
 
 def _words(value: Any) -> Any:
-    """Take `a,b`. A list in JSON is for the caller."""
-    is_list = isinstance(value, str) and not value.startswith("[")
-    return [word.strip() for word in value.split(",") if word.strip()] if is_list else value
+    """Take `a,b`."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 def _host(value: str) -> str:
     if not re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value):
         raise ValueError(f"{value!r} is not a host name, such as notes.example.org, or .example.org with all below it")
     return value.lower()
+
+
+Host = Annotated[str, AfterValidator(_host)]
 
 
 class Settings(flask_pooling.Settings):
@@ -57,11 +59,11 @@ class Settings(flask_pooling.Settings):
 
     app_env: Environment = Environment.PRODUCTION
     secret_key: SecretStr | None = None
-    secret_key_fallbacks: Annotated[tuple[SecretStr, ...], BeforeValidator(_words)] = ()
+    secret_key_fallbacks: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_words)] = ()
     database_url: DatabaseUrl | None = None
     app_instances: Whole = Field(defaults.INSTANCES, ge=1, le=262_143)
     db_max_connections: Whole = Field(defaults.MAX_CONNECTIONS, ge=1, le=262_143)
-    web_trusted_hosts: Annotated[tuple[Annotated[str, AfterValidator(_host)], ...], BeforeValidator(_words)] = ()
+    web_trusted_hosts: Annotated[tuple[Host, ...], NoDecode, BeforeValidator(_words)] = ()
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 
     def problems(self) -> Iterator[str]:
