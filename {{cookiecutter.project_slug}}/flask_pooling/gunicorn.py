@@ -5,6 +5,7 @@ gunicorn.conf.py calls :func:`configure`, which sets what the plan says and join
 
 import atexit
 import contextlib
+import ctypes
 import errno
 import functools
 import gc
@@ -354,15 +355,21 @@ def both(ours: Callable[..., Any], theirs: Callable[..., Any] | None, theirs_fir
 
 def drain_on_term(server: Any) -> None:
     """Call it in the master. Connections that wait in the kernel's queue are reset when gunicorn stops, and a proxy
-    sends no write again that an instance may have seen. So SIGTERM first shortens the queue to nothing: the kernel
-    then leaves new connections waiting, and a proxy makes them to another instance when gunicorn closes the socket.
-    SIGTERM reaches gunicorn when the workers have emptied the queue."""
+    sends no write again that an instance may have seen. So SIGTERM first stops the kernel from making new connections,
+    which a proxy then makes to another instance. It reaches gunicorn when the workers have emptied the queue.
+
+    `listen(0)` in place of the filter lets one connection in at a time: 1 of 473 writes was lost in a deploy under load.
+    """
     stop: Any = signal.getsignal(signal.SIGTERM)
+    so_attach_filter = 26  # Linux's number, which Python's socket module does not have
 
     def drain(number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, stop)  # a second one stops it at once
+        let_nothing_in = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # a program of one step: return 0
+        program = struct.pack("HP", 1, ctypes.addressof(let_nothing_in))
         for each in server.LISTENERS:
-            each.sock.listen(0)
+            with contextlib.suppress(OSError):  # not on Linux
+                each.setsockopt(socket.SOL_SOCKET, so_attach_filter, program)
         give_up = time.monotonic() + DRAIN_SECONDS
         while _backlog(server.LISTENERS) > 0 and time.monotonic() < give_up:
             time.sleep(0.01)
