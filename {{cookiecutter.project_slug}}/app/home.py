@@ -11,7 +11,6 @@ bp = Blueprint("home", __name__)
 @bp.get("/")
 def home() -> Response | str:
     settings: Settings = current_app.extensions["settings"]
-    plan = settings.plan
     links = {
         "notes": url_for("notes.page"),
         "readiness": url_for("pooling_health.readyz"),
@@ -20,7 +19,7 @@ def home() -> Response | str:
     facts = {"name": defaults.SERVICE_TITLE, "description": defaults.SERVICE_DESCRIPTION}
     if not settings.in_production:  # the numbers are nobody else's business
         links = {"pool": url_for("pooling_page.show"), "metrics": url_for("pooling_metrics.show")} | links
-        facts |= {"environment": settings.app_env.value, "plan": plan.sum}
+        facts |= {"environment": settings.app_env.value, "plan": settings.plan.sum}
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
-        return render_template("index.html", links=links, numbers=plan, host=request.host_url, **facts)
+        return render_template("index.html", links=links, numbers=settings.plan, host=request.host_url, **facts)
     return jsonify(links=links, **facts)
