@@ -220,8 +220,8 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     for function, workloads, clients in (
-        (run, ["read", "page", "write", "slow"], [32, 128]),
-        (sweep, ["read", "slow", "mixed"], [128]),
+        (run, ["read", "page", "write", "slow", "waits"], [32, 128]),
+        (sweep, ["read", "slow", "waits"], [128]),
         (recycle, ["read"], [32]),
     ):
         sub = part(function)

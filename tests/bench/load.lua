@@ -16,6 +16,8 @@ function init(args)
     requests[1] = wrk.format("POST", "/api/notes", headers, body)
   elseif workload == "mixed" then
     for id = 1, rows do requests[id] = wrk.format("GET", id % 10 == 0 and "/slow" or "/api/notes/" .. id) end
+  elseif workload == "waits" then
+    for id = 1, rows do requests[id] = wrk.format("GET", id % 2 == 0 and "/slow" or "/api/notes/" .. id) end
   elseif workload == "largest" then
     requests[1] = wrk.format("GET", "/api/notes?limit=100&after=" .. rows)
   else

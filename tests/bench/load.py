@@ -16,6 +16,7 @@ WORKLOADS = {
     "write": "POST a note",
     "slow": "GET a query of 50 ms",
     "mixed": "nine of read, then one of slow",
+    "waits": "half of read, half of slow",
     "largest": "GET a page of the most and longest notes that there can be",
 }
 WRITES = {"write"}

@@ -43,7 +43,7 @@ def run(
                         say(
                             f"round {number + 1}/{rounds} {workload:<5} {at_once:>3} clients"
                             f" {server.candidate.name:<12}"
-                            f" {row['requests_per_second']:>8.0f}/s {row['cpu_us_per_request']:>6.0f} us"
+                            f" {row['cpu_us_per_request']:>6.0f} us {row['requests_per_second']:>8.0f}/s"
                             f" p99 {row['p99_ms']:>6.1f} ms {row['failed']} failed"
                         )
             for server in servers:
@@ -79,7 +79,8 @@ def ask(server: Server, workload: str) -> dict[str, Any]:
     """One request of a workload."""
     if workload == "write":
         return json.loads(server.ask("POST", "/api/notes", {"title": "A note that was written", "body": "word"}))
-    return json.loads(server.get({"read": "/api/notes/7", "page": "/api/notes?limit=20", "slow": "/slow"}[workload]))
+    paths = {"page": "/api/notes?limit=20", "slow": "/slow", "waits": "/slow"}
+    return json.loads(server.get(paths.get(workload, "/api/notes/7")))
 
 
 def store(path: Path, result: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ class Hold:
     def __init__(self) -> None:
         self.endpoint, self.environ = "none", dict[str, Any]()
         if has_request_context():
-            self.endpoint, self.environ = request.endpoint or "none", request.environ
+            asked = request._get_current_object()  # type: ignore[attr-defined]  # once, since each look costs
+            self.endpoint, self.environ = asked.endpoint or "none", asked.environ
         self.thread, self.is_logged = threading.get_ident(), False
         self.began = self.used = time.perf_counter()
 

@@ -1,6 +1,7 @@
 """`run`, for single statements."""
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -24,6 +25,7 @@ SESSION_EVENTS = (
     *("do_orm_execute", "after_begin", "after_transaction_create", "after_transaction_end", "before_commit"),
     *("after_commit", "after_rollback", "after_soft_rollback"),
 )
+LISTENERS = operator.attrgetter(*SESSION_EVENTS)
 OF_A_CURSOR = ("stream_results", "yield_per")
 # Options of an engine that mean something in a transaction only.
 OF_A_TRANSACTION = frozenset({"isolation_level", "postgresql_readonly", "postgresql_deferrable", *OF_A_CURSOR})
@@ -101,7 +103,7 @@ def _is_plain(session: Any) -> bool:
         and kind.get_bind is Session.get_bind
         and kind.execute is Session.execute
         and not getattr(session, "execution_options", None)  # since SQLAlchemy 2.1
-        and not any(getattr(session.dispatch, event) for event in SESSION_EVENTS)
+        and not any(LISTENERS(session.dispatch))
     )
 
 
@@ -126,8 +128,8 @@ _known: "WeakKeyDictionary[Executable, Executable | None]" = WeakKeyDictionary()
 def _for_a_connection(statement: Executable) -> Executable | None:
     """The statement as a connection gives the rows that a session would. None: only a session knows the names of its
     values."""
-    if statement in _known:
-        return _known[statement]
+    if (known := _known.get(statement, ...)) is not ...:
+        return known
     for option in OF_A_CURSOR:
         if statement.get_execution_options().get(option):
             raise ArgumentError(f"run() takes all rows at once, so {option} has no effect; use db.session.execute")
@@ -201,7 +203,7 @@ def _wants_transactions(engine: Engine) -> bool:
         return True
     if engine.dialect.name != "postgresql":
         return False
-    if engine not in _levels:
+    if (level := _levels.get(engine)) is None:
         with engine.connect() as connection:
-            _levels[engine] = connection.get_isolation_level()
-    return _levels[engine] != "READ COMMITTED"
+            level = _levels[engine] = connection.get_isolation_level()
+    return level != "READ COMMITTED"

@@ -4,7 +4,7 @@ import flask_pooling.middleware
 from flask_pooling.errors import note_a_connection
 from sqlalchemy import event
 
-from app import requests
+from app import middleware
 
 logged = 0
 
@@ -30,7 +30,7 @@ class Nothing:
         pass
 
 
-requests.log, nothing = Log(), Nothing()
+middleware.log, nothing = Log(), Nothing()
 flask_pooling.middleware.metrics = lambda: nothing
 
 from baked import app  # noqa: E402
