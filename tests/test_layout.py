@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from chaos.sabotage import SABOTAGE
+from record import version_module
 
 # Lines of code, without comments and docstrings.
 MOST_LINES = {
@@ -64,6 +65,12 @@ def test_the_wall(project: Path):
     assert {"app", "wsgi", "scripts", "tests", "migrations"} <= around
     for path in modules(project, "flask_pooling"):
         assert imported(path) & around == set(), path.name
+
+
+def test_the_record_of_the_library_is_current(project: Path):
+    """`flask pool version` says "unmodified" of a project that was just made. After a change: `make record`."""
+    recorded = dict(line.split()[::-1] for line in (project / "flask_pooling" / "RECORD").read_text().splitlines())
+    assert recorded == version_module().hashes()
 
 
 def test_the_factory_is_a_table_of_contents(project: Path):
