@@ -159,7 +159,7 @@ def test_the_promises_hold_for_any_numbers(inputs: dict[str, Any]) -> None:
         assert result.remedies
         return
     assert result.slots >= MIN_SLOTS
-    assert result.connections_per_pool >= result.threads
+    assert result.pool_size + result.max_overflow >= result.threads
     a_worker = (1 + result.binds) * (result.pool_size + result.max_overflow)
     assert result.instances * result.workers * a_worker == result.connections_peak
     if result.pooler == "none":

@@ -1,8 +1,10 @@
 """Compares the plan with the live server: does its peak fit what this database really gives?"""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -17,31 +19,22 @@ from flask_pooling.sizing import SUPERUSER_RESERVED, Plan, counted
 # their role and their database. reserved_connections exists since Postgres 16. No limit but the server's holds a
 # superuser.
 FACTS = sa.text("""
-    with clients as (
-        select coalesce(application_name, '') as name, usename = current_user as of_role,
-               datname = current_database() as of_database
-        from pg_stat_activity
-        where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
-    )
     select current_setting('max_connections')::int as max_connections,
            current_setting('superuser_reserved_connections')::int as superuser_reserved,
            coalesce(current_setting('reserved_connections', true)::int, 0) as role_reserved,
            case when rolsuper then -1 else rolconnlimit end as role_limit,
            case when rolsuper then -1 else datconnlimit end as database_limit,
-           (select count(*) from clients where of_role) as connected_role,
-           (select count(*) from clients where of_database) as connected_database,
-           (select coalesce(json_agg(json_build_array(name, may_be_ours, connections)), '[]') from (
-                select name, of_role and (:with_binds or of_database) as may_be_ours, count(*)::int as connections
-                from clients group by 1, 2
-            ) as connected) as connected
-    from pg_roles, pg_database where rolname = current_user and datname = current_database()
+           (select json_agg(json_build_array(application_name, usename = rolname, pg_stat_activity.datname = d.datname))
+            from pg_stat_activity
+            where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
+           ) as clients
+    from pg_roles, pg_database as d where rolname = current_user and d.datname = current_database()
 """)
 # What the server, or a pooler, says when it has no connection left.
 FULL = re.compile("too many clients|remaining connection slots|too many connections|no more connections allowed")
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(NamedTuple):
     """One of the server's, with whom it counts now. Several of the plan's databases may each have as much."""
 
     name: str
@@ -74,12 +67,8 @@ class Server:
         """Connections for all ordinary roles together."""
         return self.max_connections - self.kept
 
-    @property
-    def connected_all(self) -> int:
-        return sum(self.connected.values()) + self.connected_others
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verdict:
     """`problems` prove that the plan cannot fit; `warnings` say what is in the way at the moment."""
 
@@ -107,24 +96,24 @@ def ask(settings: Settings, engine: Engine, name: str) -> Server:
     :raises sqlalchemy.exc.OperationalError: the server cannot be reached, or has no connection to spare.
     """
     with engine.connect() as connection:
-        facts = dict(connection.execute(FACTS, {"with_binds": settings.db_binds > 0}).mappings().one())
-    connected = facts.pop("connected")
+        facts = dict(connection.execute(FACTS).mappings().one())
+    clients = facts.pop("clients") or []
     # By the role and the database as well: another environment on the same server has the same names.
-    by_name = {name: connections for name, may_be_ours, connections in connected if may_be_ours}
-    kinds = {kind: name_of(kind, name) for kind in (WEB, CLI, *settings.app_jobs)}
-    ours = {kind: by_name.get(name, 0) for kind, name in kinds.items()}
-    others = sum(connections for _, _, connections in connected) - sum(ours.values())
-    return Server(**facts, connected=ours, connected_others=others)
+    anywhere = settings.db_binds > 0
+    by_name = Counter(called for called, of_role, here in clients if of_role and (here or anywhere))
+    ours = {kind: by_name[name_of(kind, name)] for kind in (WEB, CLI, *settings.app_jobs)}
+    return Server(
+        **facts,
+        connected=ours,
+        connected_others=len(clients) - sum(ours.values()),
+        connected_role=sum(bool(of_role) for _, of_role, _ in clients),
+        connected_database=sum(bool(of_database) for _, _, of_database in clients),
+    )
 
 
 def driver_message(error: SQLAlchemyError) -> str:
     """What the driver says of it, in one line."""
     return " ".join(str(getattr(error, "orig", error)).split())
-
-
-def is_full(message: str) -> bool:
-    """Whether an error says that the server has no connection left."""
-    return bool(FULL.search(message))
 
 
 def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
@@ -134,12 +123,13 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
         problem only where they cannot fit: what is open may be a rest of a host that has died.
     """
     on_server = f"max_connections {server.max_connections} - {server.kept} kept by the server"
-    role = Limit("the role's connection limit", server.role_limit, server.connected_role)
-    database = Limit(
-        "the database's connection limit", server.database_limit, server.connected_database, 1 + plan.binds
-    )
-    open_to = [Limit(on_server, server.for_roles, server.connected_all)]
-    open_to += [limit for limit in (role, database) if limit.connections >= 0]
+    connected_all = sum(server.connected.values()) + server.connected_others
+    open_to = [Limit(on_server, server.for_roles, connected_all)]
+    if server.role_limit >= 0:
+        open_to.append(Limit("the role's connection limit", server.role_limit, server.connected_role))
+    if server.database_limit >= 0:
+        database, databases = "the database's connection limit", 1 + plan.binds
+        open_to.append(Limit(database, server.database_limit, server.connected_database, databases))
     planned = {limit.name: limit.connections * limit.databases for limit in open_to[1:]}
     planned |= {f"{on_server} - {plan.reserved} reserved": server.for_roles - plan.reserved}
     usable = min(planned.values())
@@ -177,13 +167,7 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
                 " DB_RESERVED_CONNECTIONS"
             )
         warnings += _more_than_planned(plan, server, starts if starting else 0)
-    return Verdict(
-        server=server,
-        peak=plan.connections_peak,
-        usable=usable,
-        problems=tuple(problems),
-        warnings=tuple(warnings),
-    )
+    return Verdict(server, plan.connections_peak, usable, tuple(problems), tuple(warnings))
 
 
 def _more_than_planned(plan: Plan, server: Server, starting: int) -> list[str]:

@@ -304,7 +304,7 @@ class Hooks:
                 server_says = budget.ask(self.settings, each.first, each.name)
             except SQLAlchemyError as error:
                 reason = budget.driver_message(error)
-                if budget.is_full(reason) and mode == "enforce":
+                if budget.FULL.search(reason) and mode == "enforce":
                     sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
                 if UNUSABLE.search(reason):
                     sys.exit(f"no connection to the database can be made: {reason}")

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MIB = 1024 * 1024
-# cgroup v1 writes "no limit" as a number just below 2**63.
-V1_UNLIMITED = 2**60
 
 
 @functools.cache
@@ -35,7 +33,7 @@ def memory_mib(root: Path = Path("/")) -> int:
     """The memory this process may use, in MiB: the least of the cgroup limits (v2, v1) and the machine's own."""
     files = (group / name for group in _groups(root) for name in ("memory.max", "memory.limit_in_bytes"))
     limits = [int(text) for text in map(_text, files) if text.isdecimal()]
-    return min([_machine_memory(root), *(limit for limit in limits if limit < V1_UNLIMITED)]) // MIB
+    return min([_machine_memory(root), *limits]) // MIB  # v1 writes "no limit" as a number just below 2**63
 
 
 def _groups(root: Path) -> Iterator[Path]:

@@ -19,10 +19,11 @@ Behind a pooler the peak is its clients, and the server sees what the pooler ope
 2 x 21 x 2 databases = 84 of 87 connections (100 - 3 for superusers - 10 reserved)
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 # Postgres keeps these for superusers (superuser_reserved_connections): an ordinary role never gets them.
 SUPERUSER_RESERVED = 3
@@ -73,8 +74,7 @@ class Job:
         return f"{self.copies} x {self.connections}"
 
 
-@dataclass(frozen=True)
-class Remedy:
+class Remedy(NamedTuple):
     """One way out of a plan that does not fit: set `name` to `value` and leave the rest as it is."""
 
     name: str
@@ -135,17 +135,13 @@ class Numbers:
     def connections_usable(self) -> int:
         """The connections of the server that are left for the web workers, or for the poolers: jobs come through them
         as well."""
-        return self.connections_for_us - (self.connections_jobs if self.pooler == "none" else 0)
+        jobs = self.connections_jobs if self.pooler == "none" else 0
+        return self.max_connections - SUPERUSER_RESERVED - self.reserved - jobs
 
     @property
     def connections_per_pooler(self) -> int:
         """The most that one of the poolers may open to each database, so that all of them fit."""
         return max(0, self.connections_usable) // ((1 + self.binds) * self.poolers)
-
-    @property
-    def connections_for_us(self) -> int:
-        """The connections of the server that an ordinary role gets, less those that are reserved."""
-        return self.max_connections - SUPERUSER_RESERVED - self.reserved
 
     @property
     def left_over(self) -> str:
@@ -169,13 +165,9 @@ class Plan(Numbers):
         return self.workers * self.threads
 
     @property
-    def connections_per_pool(self) -> int:
-        return self.pool_size + self.max_overflow
-
-    @property
     def connections_per_worker(self) -> int:
         """Each database of SQLALCHEMY_BINDS has a pool like the first one."""
-        return (1 + self.binds) * self.connections_per_pool
+        return self.connections_for(self.threads)
 
     @property
     def connections_per_instance(self) -> int:
@@ -216,12 +208,11 @@ class Plan(Numbers):
             return f"{self.factors} = {self.connections_peak} of {usable}"
         for_jobs = f" + {self.connections_jobs} for jobs" if self.connections_jobs else ""
         clients = f"{self.factors}{for_jobs} = {self.connections_peak + self.connections_jobs} clients"
-        each, several = self.connections_per_pooler, self.poolers > 1
-        opened = f"{f'{self.poolers} x ' if several else ''}{each}{self._databases}"
-        most = each * self.poolers * (1 + self.binds)
-        opened += "" if opened == str(most) else f" = {most}"
-        poolers = f"{self.poolers} x {self.pooler}, which open" if several else f"{self.pooler}, which opens"
-        return f"{clients} of {poolers} at most {opened} of {usable}"
+        several, opens = (f"{self.poolers} x ", "open") if self.poolers > 1 else ("", "opens")
+        opened = f"{several}{self.connections_per_pooler}{self._databases}"
+        if several or self.binds:
+            opened += f" = {self.connections_per_pooler * self.poolers * (1 + self.binds)}"
+        return f"{clients} of {several}{self.pooler}, which {opens} at most {opened} of {usable}"
 
     @property
     def factors(self) -> str:
@@ -282,7 +273,7 @@ def plan(**numbers: Any) -> Plan:
         raise _too_small(given)
     if given.pooler != "none" and given.connections_per_pooler < 1:
         raise _out_of_connections_for_poolers(given)
-    fitting = choices if given.pooler != "none" else _fitting(given)
+    fitting = _fitting(given)
     if not fitting:
         raise _out_of_connections(given)
 
@@ -290,10 +281,10 @@ def plan(**numbers: Any) -> Plan:
         w, t = choice
         return w * t, min(w, math.ceil(given.cpus)), w
 
-    wanted = max(choices, key=preference)
-    chosen = max(fitting, key=preference)
-    sizes = {"workers": chosen[0], "threads": chosen[1], "pool_size": chosen[1] if pool_size is None else pool_size}
-    return _with_notes(Plan(**(vars(given) | sizes)), wanted, workers)
+    most_workers, most_threads = max(fitting, key=preference)
+    sizes = {"workers": most_workers, "threads": most_threads, "pool_size": pool_size or most_threads}
+    chosen = Plan(**(vars(given) | sizes))
+    return replace(chosen, notes=tuple(_notes(chosen, max(choices, key=preference), workers)))
 
 
 def _choices(given: Numbers) -> list[tuple[int, int]]:
@@ -318,42 +309,37 @@ def _fitting(given: Numbers) -> list[tuple[int, int]]:
     return [
         (w, t)
         for w, t in _choices(given)
-        if given.instances * w * given.connections_for(t) <= given.connections_usable
+        if given.pooler != "none" or given.instances * w * given.connections_for(t) <= given.connections_usable
         if given.pool_size is None or t <= given.pool_size + given.max_overflow
     ]
 
 
-def _with_notes(result: Plan, wanted: tuple[int, int], asked_workers: int | None) -> Plan:
+def _notes(chosen: Plan, wanted: tuple[int, int], asked_workers: int | None) -> Iterator[str]:
     """Say why the plan is not larger."""
-    notes = []
-    by_cpus = workers_for_cpus(result.cpus, result.worker_class)
-    by_memory = workers_for_memory(result.memory_mib, result.worker_memory_mib)
-    if wanted != (result.workers, result.threads):
-        notes.append(
+    by_cpus = workers_for_cpus(chosen.cpus, chosen.worker_class)
+    by_memory = workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
+    if wanted != (chosen.workers, chosen.threads):
+        yield (
             f"shrunk by the database from {wanted[0]} x {wanted[1]}: more connections, fewer instances or a pooler"
             " would give more slots"
         )
     if asked_workers is None and by_cpus > min(by_memory, MAX_WORKERS):
-        bound = f"memory ({result.memory_mib} MiB)" if by_memory < MAX_WORKERS else f"the cap of {MAX_WORKERS}"
-        notes.append(f"workers held to {min(by_memory, MAX_WORKERS)} by {bound}; {by_cpus} by cpus")
+        bound = f"memory ({chosen.memory_mib} MiB)" if by_memory < MAX_WORKERS else f"the cap of {MAX_WORKERS}"
+        yield f"workers held to {min(by_memory, MAX_WORKERS)} by {bound}; {by_cpus} by cpus"
     if asked_workers is not None and asked_workers > by_memory:
-        notes.append(f"WEB_CONCURRENCY={asked_workers} is more than memory holds ({by_memory})")
-    if result.connections_per_pool > result.threads:
-        idle = result.connections_per_pool - result.threads
-        notes.append(
-            f"requests never use {idle} of the {result.connections_per_pool} connections of a worker: it has"
-            f" {counted(result.threads, 'thread')}"
-        )
-    if result.pooler != "none":
-        clients, most, _ = result.pooler_sizes.values()
-        files = clients + most * (1 + result.binds) + PGBOUNCER_FILES
-        one_may_fail = f" of each of {result.poolers}, of which one may fail" if result.poolers > 1 else ""
-        notes.append(
-            f"set {result.pooler}'s max_client_conn to at least {clients} and its max_db_connections and"
+        yield f"WEB_CONCURRENCY={asked_workers} is more than memory holds ({by_memory})"
+    pool, threads = chosen.pool_size + chosen.max_overflow, counted(chosen.threads, "thread")
+    if pool > chosen.threads:
+        yield f"requests never use {pool - chosen.threads} of the {pool} connections of a worker: it has {threads}"
+    if chosen.pooler != "none":
+        clients, most, _ = chosen.pooler_sizes.values()
+        files = clients + most * (1 + chosen.binds) + PGBOUNCER_FILES
+        one_may_fail = f" of each of {chosen.poolers}, of which one may fail" if chosen.poolers > 1 else ""
+        yield (
+            f"set {chosen.pooler}'s max_client_conn to at least {clients} and its max_db_connections and"
             f" default_pool_size to at most {most}{one_may_fail} (2 x the database's cores + 1 is a good start);"
             f" it needs {files} open files"
         )
-    return Plan(**{**vars(result), "notes": tuple(notes)})
 
 
 def _out_of_connections_for_poolers(given: Numbers) -> PlanError:
@@ -377,49 +363,35 @@ def _out_of_connections(given: Numbers) -> PlanError:
         remedies.append(Remedy("APP_INSTANCES", usable // least))
     for name, variable in GIVEN.items():
         smaller = range((getattr(given, name) or 0) - 1, 0 if name != "max_overflow" else -1, -1)
-        one_changed: list[dict[str, Any]] = [{name: value} for value in smaller]
-        fits = next((changed[name] for changed in one_changed if _fitting(replace(given, **changed))), None)
-        remedies += [] if fits is None else [Remedy(variable, fits)]
+        fitting = (value for value in smaller if _fitting(Numbers(**(vars(given) | {name: value}))))
+        remedies += [Remedy(variable, value) for value in itertools.islice(fitting, 1)]
     if replace(given, pooler="pgbouncer").connections_per_pooler >= 1:
         remedies.append(Remedy("DB_POOLER", "pgbouncer"))
-    if usable < least <= given.connections_for_us and given.jobs:
+    problem = f"{counted(instances, 'instance')} x {least} connections for {slots} slots each = {instances * least}"
+    problem += f" > {usable} usable ({given.left_over})"
+    without_jobs = usable + given.connections_jobs
+    if usable < least <= without_jobs:
         listed = ", ".join(f"{name} {job}" for name, job in given.jobs.items())
-        return PlanError(
-            f"the jobs alone hold {given.connections_jobs} of {given.connections_for_us} usable connections ({listed}):"
-            f" {given.left_over} = {usable}",
-            remedies,
-        )
-    return PlanError(
-        f"{counted(instances, 'instance')} x {least} connections for {slots} slots each = {instances * least}"
-        f" > {usable} usable ({given.left_over})",
-        remedies,
-    )
+        problem = f"the jobs alone hold {given.connections_jobs} of {without_jobs} usable connections ({listed}):"
+        problem += f" {given.left_over} = {usable}"
+    return PlanError(problem, remedies)
 
 
 def _too_small(given: Numbers) -> PlanError:
     """What was asked for serves one request at a time, or the memory holds too few workers."""
-    threads = given.threads or _most_threads(given)
-    by_memory = workers_for_memory(given.memory_mib, given.worker_memory_mib)
-    if given.workers is None and by_memory * threads < MIN_SLOTS:
-        return _out_of_memory(given, MIN_SLOTS if threads == 1 else 1)
-    one = Remedy("WEB_CONCURRENCY", MIN_SLOTS)
-    two = [] if given.worker_class == "sync" else [Remedy("WEB_THREADS", MIN_SLOTS)]
-    enough = given.pool_size is None or given.pool_size + given.max_overflow >= MIN_SLOTS
     asked = {variable: getattr(given, name) for name, variable in GIVEN.items() if name != "max_overflow"}
+    least = MIN_SLOTS if (given.threads or _most_threads(given)) == 1 else 1
+    if given.workers is None and workers_for_memory(given.memory_mib, given.worker_memory_mib) < least:
+        needed = math.ceil((least * given.worker_memory_mib + MASTER_MEMORY_MIB) / MEMORY_SHARE)
+        smaller = math.floor((given.memory_mib * MEMORY_SHARE - MASTER_MEMORY_MIB) / least)
+        return TooLittleMemoryError(
+            f"{given.memory_mib} MiB x {MEMORY_SHARE} - {MASTER_MEMORY_MIB} for the master holds fewer than"
+            f" {counted(least, 'worker')} of {given.worker_memory_mib} MiB",
+            [Remedy("memory_mib", needed), *([Remedy("WEB_WORKER_MEMORY_MIB", smaller)] if smaller >= 1 else [])],
+        )
+    remedies = [Remedy("WEB_CONCURRENCY", MIN_SLOTS)]
+    enough = given.pool_size is None or given.pool_size + given.max_overflow >= MIN_SLOTS
+    if enough and given.worker_class != "sync":
+        remedies.append(Remedy("WEB_THREADS", MIN_SLOTS))
     given_as = ", ".join(f"{variable}={value}" for variable, value in asked.items() if value is not None)
-    problem = f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once"
-    return PlanError(problem, [one, *(two if enough else [])])
-
-
-def _out_of_memory(given: Numbers, least: int) -> TooLittleMemoryError:
-    """Not even the least workers fit into the memory."""
-    needed = math.ceil((least * given.worker_memory_mib + MASTER_MEMORY_MIB) / MEMORY_SHARE)
-    remedies = [Remedy("memory_mib", needed)]
-    smaller = math.floor((given.memory_mib * MEMORY_SHARE - MASTER_MEMORY_MIB) / least)
-    if smaller >= 1:
-        remedies.append(Remedy("WEB_WORKER_MEMORY_MIB", smaller))
-    return TooLittleMemoryError(
-        f"{given.memory_mib} MiB x {MEMORY_SHARE} - {MASTER_MEMORY_MIB} for the master holds fewer than"
-        f" {counted(least, 'worker')} of {given.worker_memory_mib} MiB",
-        remedies,
-    )
+    return PlanError(f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once", remedies)
