@@ -64,8 +64,8 @@ class TestFile:
     @pytest.mark.parametrize(
         ("text", "code", "shown"),
         [
-            (ONE, 0, "main     all  42 of 87 connections"),
-            (ONE, 0, "replica  web  4 instances x 3 workers x (3 + 0) + 2 x 3 of worker = 42"),
+            (ONE, 0, "main: 42 of 87 connections"),
+            (ONE, 0, "replica: 42 of 42 connections\n  web: 4 instances x 3 workers x (3 + 0) + 2 x 3 of worker = 42"),
             (ONE.replace("= 50", "= 49"), 1, "replica: 42 > 41 usable (49 - 3 for superusers - 5 reserved)"),
             (
                 ONE.replace("= 50", "= 49"),

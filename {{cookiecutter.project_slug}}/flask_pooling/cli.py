@@ -1,6 +1,7 @@
 """`flask pool plan`, `check`, `limit` and `version`: the plan, whether it fits, the server's own limit, the library."""
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -10,7 +11,6 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling import budget, sizing, version
@@ -19,8 +19,6 @@ from flask_pooling.fleet import fleet
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.urls import database_url
 
-POSITIVE = click.IntRange(min=1)
-CPUS = click.FloatRange(min=0.01, max=4096)
 AFTERWARDS = """
 -- Then RECONNECT in the console of each PgBouncer: its connections to the server have the time limits from then on.
 -- To undo it: the lines with SET, as RESET and without the value; RECONNECT; and restart the service."""
@@ -64,8 +62,8 @@ pool.add_command(fleet)
 
 
 @pool.command()
-@click.option("--cpus", type=CPUS, help="Instead of this machine's.")
-@click.option("--memory-mib", type=POSITIVE, help="Instead of this machine's, in MiB.")
+@click.option("--cpus", type=click.FloatRange(min=0.01, max=4096), help="Instead of this machine's.")
+@click.option("--memory-mib", type=click.IntRange(min=1), help="Instead of this machine's, in MiB.")
 @_options_for_settings
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--for-pgbouncer", is_flag=True, help="Print the sizes for deploy/pgbouncer/pgbouncer.ini.")
@@ -89,7 +87,7 @@ def plan(as_json: bool, for_pgbouncer: bool, **what_if: Any) -> None:
     elif for_pgbouncer:
         click.echo("\n".join(f"{name} = {size}" for name, size in chosen.pooler_sizes.items()))
     else:
-        click.echo(describe(chosen))
+        click.echo(_described(chosen))
 
 
 def _plan_of(settings: Settings) -> sizing.Plan:
@@ -105,30 +103,30 @@ def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
     return asdict(chosen) | {name: getattr(chosen, name) for name in (*of_one, *of_all, "connections_usable", "sum")}
 
 
-def describe(chosen: sizing.Plan) -> str:
+def _described(chosen: sizing.Plan) -> str:
     """The plan for a person: every number with the sum that it came from."""
     by_cpus = sizing.workers_for_cpus(chosen.cpus, chosen.worker_class)
     by_memory = sizing.workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
+    bounds = f"{by_cpus} by cpus, {by_memory} by memory ({chosen.worker_memory_mib} MiB each)"
     held = sizing.counted(chosen.connections_per_instance, "connection")
-    bounds = (
-        f"{by_cpus} by cpus, {by_memory} by memory ({chosen.worker_memory_mib} MiB each), {sizing.MAX_WORKERS} by cap"
-    )
     mean, slots = MEAN_SECONDS, chosen.slots
     databases = f" x {1 + chosen.binds} databases" if chosen.binds else ""
     rows = [
         ("machine", f"{chosen.cpus:g} cpu{'' if chosen.cpus == 1 else 's'}, {chosen.memory_mib} MiB"),
-        ("workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}"),
+        ("workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}, {sizing.MAX_WORKERS} by cap"),
         ("threads", f"{chosen.threads} a worker: {chosen.workers} x {chosen.threads} = {slots} requests at once"),
         ("capacity", f"{slots / mean:.0f} requests a second if each takes {mean} seconds: {slots} / {mean}"),
         ("pool", f"{chosen.pool_size} + {chosen.max_overflow} overflow a worker"),
         ("one instance", f"{chosen.workers} x {chosen.connections_per_worker} = {held}"),
         ("all instances", chosen.sum),
-        *(
-            ("job", f"{name}: {job}{databases} = {sizing.counted(chosen.connections_of(job), 'connection')}")
-            for name, job in chosen.jobs.items()
-        ),
-        *(("note", note) for note in chosen.notes),
     ]
+    for name, job in chosen.jobs.items():
+        connections = sizing.counted(chosen.connections_of(job), "connection")
+        rows.append(("job", f"{name}: {job}{databases} = {connections}"))
+    return _table([*rows, *(("note", note) for note in chosen.notes)])
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
 
@@ -149,12 +147,25 @@ def check(as_json: bool) -> None:
         verdict = budget.judge(chosen, budget.ask(settings, state.first, state.name))
     except SQLAlchemyError as error:
         raise click.UsageError(f"the database cannot be asked: {budget.driver_message(error)}") from None
-    if as_json:
-        click.echo(json.dumps(asdict(verdict) | {"holds": verdict.holds}))
-    else:
-        click.echo(describe_verdict(chosen, verdict))
-    if not verdict.holds:
-        raise SystemExit(1)
+    as_dict = asdict(verdict) | {"holds": verdict.holds}
+    click.echo(json.dumps(as_dict) if as_json else _judged(chosen, verdict))
+    sys.exit(0 if verdict.holds else 1)
+
+
+def _judged(chosen: sizing.Plan, verdict: budget.Verdict) -> str:
+    server = verdict.server
+    connected = "".join(f"{count} {kind}, " for kind, count in server.connected.items())
+    rows = [
+        ("server", f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"),
+        ("role limit", "none" if server.role_limit < 0 else str(server.role_limit)),
+        ("database limit", "none" if server.database_limit < 0 else str(server.database_limit)),
+        ("connected now", f"{connected}{server.connected_others} of others"),
+        ("usable", f"{verdict.usable} after {chosen.reserved} reserved"),
+        ("peak", f"{verdict.peak}: {chosen.sum}"),
+        *(("problem", problem) for problem in verdict.problems),
+        *(("warning", warning) for warning in verdict.warnings),
+    ]
+    return _table([*rows, ("verdict", verdict.words)])
 
 
 @pool.command()
@@ -175,10 +186,11 @@ def limit(apply: bool, admin_url: str | None) -> None:
     altered = f"ALTER ROLE {sql.Identifier(role).as_string()}"
     statements = [f"{altered} CONNECTION LIMIT {_plan_of(settings).role_limit}"]
     if settings.db_pooler != "none":
-        ours = {each.url.database or role for each in state.db.engines.values() if _is_beside(each.url, url)}
+        server = url.set(database=None)
+        ours = {each.url for each in state.db.engines.values() if each.url.set(database=None) == server}
         statements += [
             f"{altered} IN DATABASE {sql.Identifier(name).as_string()} SET {limit} = {milliseconds}"
-            for name in sorted(ours)
+            for name in sorted({each.database or role for each in ours})
             for limit, milliseconds in time_limits(settings).items()
         ]
     click.echo(";\n".join(statements) + ";" + (AFTERWARDS if statements[1:] else ""))
@@ -200,11 +212,6 @@ def limit(apply: bool, admin_url: str | None) -> None:
         raise click.ClickException(f"the limit cannot be set: {budget.driver_message(error)}\n{who}") from None
 
 
-def _is_beside(one: URL, other: URL) -> bool:
-    """Whether both are databases of the same server and role."""
-    return one.set(database=None) == other.set(database=None)
-
-
 @pool.command("version")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_version(as_json: bool) -> None:
@@ -215,30 +222,7 @@ def show_version(as_json: bool) -> None:
     changed = version.changed()
     how = "installed" if version.installed() == version.HERE.resolve() else "vendored"
     facts = {"version": version.__version__, "unmodified": not changed, "changed": changed, "how": how}
-    if as_json:
-        click.echo(json.dumps(facts | {"folder": str(version.HERE)}))
-    else:
-        said = f"changed: {', '.join(changed)}" if changed else "unmodified"
-        click.echo(f"flask_pooling {version.__version__}, {said} ({how} in {version.HERE})")
-    if changed:
-        raise SystemExit(1)
-
-
-def describe_verdict(chosen: sizing.Plan, verdict: budget.Verdict) -> str:
-    server = verdict.server
-    rows = [
-        ("server", f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"),
-        ("role limit", "none" if server.role_limit < 0 else str(server.role_limit)),
-        ("database limit", "none" if server.database_limit < 0 else str(server.database_limit)),
-        (
-            "connected now",
-            ", ".join(f"{count} {kind}" for kind, count in server.connected.items())
-            + f", {server.connected_others} of others",
-        ),
-        ("usable", f"{verdict.usable} after {chosen.reserved} reserved"),
-        ("peak", f"{verdict.peak}: {chosen.sum}"),
-        *(("problem", problem) for problem in verdict.problems),
-        *(("warning", warning) for warning in verdict.warnings),
-        ("verdict", verdict.words),
-    ]
-    return "\n".join(f"{name:<14} {text}" for name, text in rows)
+    said = f"changed: {', '.join(changed)}" if changed else "unmodified"
+    text = f"flask_pooling {version.__version__}, {said} ({how} in {version.HERE})"
+    click.echo(json.dumps(facts | {"folder": str(version.HERE)}) if as_json else text)
+    sys.exit(1 if changed else 0)

@@ -20,8 +20,9 @@ The file, whose keys are named as in a plan:
 import json
 import os
 import re
+import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +37,7 @@ CONNECTED = """
     select coalesce(application_name, ''), count(*)::int from pg_stat_activity
     where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid() group by 1
 """
-NAMELESS = "a role needs pg_read_all_stats to see the names of others"
+NAMELESS = "no name (a role needs pg_read_all_stats to see the names of others)"
 
 
 def _job(value: Any) -> Job:
@@ -45,8 +46,12 @@ def _job(value: Any) -> Job:
     return Job(int(match[2]), int(match[3]))
 
 
+def _list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Server(_Table):
@@ -62,16 +67,12 @@ class Server(_Table):
 
 
 class Service(_Table):
-    server: str | list[str]
+    servers: Annotated[list[str], BeforeValidator(_list)] = Field(alias="server")
     instances: int = Field(ge=0)
     workers: int = Field(1, ge=1)
     pool_size: int = Field(ge=1)
     max_overflow: int = Field(0, ge=0)
     jobs: dict[str, Annotated[Job, BeforeValidator(_job)]] = {}
-
-    @property
-    def servers(self) -> list[str]:
-        return [self.server] if isinstance(self.server, str) else self.server
 
     @property
     def web(self) -> int:
@@ -96,30 +97,24 @@ class Fleet(_Table):
     def on(self, server: str) -> dict[str, Service]:
         return {name: service for name, service in self.services.items() if server in service.servers}
 
+    def needed(self, server: str) -> int:
+        return sum(service.connections for service in self.on(server).values())
+
     def problems(self) -> Iterator[str]:
         """Where it does not fit, with what would help."""
         for name, server in self.servers.items():
             ours, usable = self.on(name), server.usable
-            needed = sum(service.connections for service in ours.values())
+            pooled = server.pooler != "none"
+            needed = server.poolers * len(ours) if pooled else self.needed(name)
+            if not ours or needed <= usable:
+                continue
+            each = f" (one for each {server.pooler} and service)" if pooled else ""
             left_over = f"{server.max_connections} - {SUPERUSER_RESERVED} for superusers - {server.reserved} reserved"
-            if server.pooler != "none":
-                if ours and not self.per_pooler(name):
-                    least = server.poolers * len(ours) - usable + server.max_connections
-                    pools = f"{server.poolers} x {server.pooler} for {counted(len(ours), 'service')}"
-                    yield (
-                        f"{name}: no connection for each of {pools}: {usable} usable ({left_over});"
-                        f" what would help: servers.{name}.max_connections={least}"
-                    )
-            elif needed > usable:
-                ways = [f"servers.{name}.max_connections={needed - usable + server.max_connections}"]
+            ways = [f"servers.{name}.max_connections={needed - usable + server.max_connections}"]
+            if not pooled:
                 ways += self._smaller(ours, usable - needed)
                 ways += [f'servers.{name}.pooler="pgbouncer"'] if usable >= len(ours) else []
-                helps = " or ".join(ways)
-                yield f"{name}: {needed} > {usable} usable ({left_over}); what would help: {helps}"
-
-    def per_pooler(self, server: str) -> int:
-        """max_db_connections of each of its poolers, where every service has a database of its own."""
-        return max(0, self.servers[server].usable) // (self.servers[server].poolers * max(1, len(self.on(server))))
+            yield f"{name}: {needed}{each} > {usable} usable ({left_over}); what would help: {' or '.join(ways)}"
 
     @staticmethod
     def _smaller(ours: dict[str, Service], missing: int) -> Iterator[str]:
@@ -131,30 +126,39 @@ class Fleet(_Table):
                     yield f"services.{name}.{number}={value}"
                     break
 
+    def total(self, name: str) -> str:
+        """What its services need of what a server has. Behind a pooler each has a database of its own."""
+        server, needed = self.servers[name], self.needed(name)
+        if server.pooler == "none":
+            return f"{needed} of {counted(server.usable, 'connection')}"
+        poolers = f"{server.poolers} x {server.pooler}" if server.poolers > 1 else server.pooler
+        most = max(0, server.usable) // (server.poolers * max(1, len(self.on(name))))
+        return f"{needed} clients of {poolers}, max_db_connections={most}"
+
 
 def read(file: Path) -> Fleet:
     """:raises click.UsageError: with all that is wrong in it."""
     try:
         fleet = Fleet.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise click.UsageError(f"{file}: {error}") from None
     except ValidationError as error:
-        raise click.UsageError("\n".join(f"{file}: {_said(found)}" for found in error.errors())) from None
-    unknown = [
-        f"{file}: services.{name}.server: {each!r} is not one of the servers ({', '.join(fleet.servers)})"
-        for name, service in fleet.services.items()
-        for each in service.servers
-        if each not in fleet.servers
-    ]
-    if unknown:
-        raise click.UsageError("\n".join(unknown))
+        problems = [_said(found) for found in error.errors()]
+    except (OSError, ValueError) as error:  # no such file; no UTF-8, no TOML
+        problems = [str(error)]
+    else:
+        problems = [
+            f"services.{name}.server: {each!r} is not one of the servers ({', '.join(fleet.servers)})"
+            for name, service in fleet.services.items()
+            for each in service.servers
+            if each not in fleet.servers
+        ]
+    if problems:
+        raise click.UsageError("\n".join(f"{file}: {problem}" for problem in problems))
     return fleet
 
 
 def _said(found: Any) -> str:
-    where = ".".join(str(part) for part in found["loc"] if part not in {"str", "list[str]"})
     reason = {"extra_forbidden": "no such key", "missing": "is missing"}.get(found["type"], found["msg"])
-    return f"{where}: {reason.removeprefix('Value error, ')}"
+    return f"{'.'.join(map(str, found['loc']))}: {reason.removeprefix('Value error, ')}"
 
 
 def check(fleet: Fleet, urls: dict[str, str]) -> Iterator[str]:
@@ -179,60 +183,31 @@ def check(fleet: Fleet, urls: dict[str, str]) -> Iterator[str]:
             planned |= {f"{each}/{job}": of.copies * of.connections for job, of in service.jobs.items()}
         for who, count in sorted(connected.items()):
             if count > planned.get(who, server.reserved):
-                called = f"{who!r}" if who else f"no name ({NAMELESS})"
-                yield f"{name}: {counted(count, 'connection')} of {called}, and the file has {planned.get(who, 'none')}"
-
-
-def rows(fleet: Fleet) -> Iterator[tuple[str, str, str]]:
-    for name, server in fleet.servers.items():
-        for service_name, service in fleet.on(name).items():
-            yield name, service_name, service.sum
-        total = sum(service.connections for service in fleet.on(name).values())
-        if server.pooler == "none":
-            yield name, "all", f"{total} of {counted(server.usable, 'connection')}"
-        else:
-            several = f"{server.poolers} x " if server.poolers > 1 else ""
-            yield (
-                name,
-                "all",
-                f"{total} clients of {several}{server.pooler}, max_db_connections={fleet.per_pooler(name)}",
-            )
-
-
-def _urls(context: click.Context, option: click.Parameter, given: Iterable[str]) -> dict[str, str]:
-    if any("=" not in each for each in given):
-        raise click.BadParameter("is written SERVER=URL", param=option)
-    return dict(each.split("=", 1) for each in given)
+                called, most = repr(who) if who else NAMELESS, planned.get(who, "none")
+                yield f"{name}: {counted(count, 'connection')} of {called}, and the file has {most}"
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--check", "ask", is_flag=True, help="Ask the live servers who is connected.")
-@click.option("--url", "urls", multiple=True, callback=_urls, metavar="SERVER=URL", help="For --check.")
+@click.option("--url", "urls", multiple=True, metavar="SERVER=URL", help="For --check.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def fleet(file: Path, ask: bool, urls: dict[str, str], as_json: bool) -> None:
+def fleet(file: Path, ask: bool, urls: tuple[str, ...], as_json: bool) -> None:
     """Sum up all services on each server of FILE.
 
     Exits with 1 when they do not fit, and with 2 when the file cannot be used or a server cannot be asked.
     """
     told = read(file)
-    problems = [*told.problems(), *(check(told, urls) if ask else ())]
-    if as_json:
-        sums = {
-            name: {
-                "usable": server.usable,
-                "connections": sum(service.connections for service in told.on(name).values()),
-                "services": {each: service.connections for each, service in told.on(name).items()},
-            }
-            for name, server in told.servers.items()
-        }
-        click.echo(json.dumps({"servers": sums, "problems": problems, "holds": not problems}))
-    else:
-        table = [*rows(told)]
-        first, second = (max([0, *(len(row[column]) for row in table)]) for column in (0, 1))
-        for row in table:
-            click.echo(f"{row[0]:<{first}}  {row[1]:<{second}}  {row[2]}")
-        for problem in problems:
-            click.echo(f"problem: {problem}")
-    if problems:
-        raise SystemExit(1)
+    url_of = {server: url for server, _, url in (each.partition("=") for each in urls)}
+    problems = [*told.problems(), *(check(told, url_of) if ask else ())]
+    sums: dict[str, Any] = {}
+    lines = []
+    for name, server in told.servers.items():
+        services = told.on(name)
+        sums[name] = {"usable": server.usable, "connections": told.needed(name)}
+        sums[name]["services"] = {each: service.connections for each, service in services.items()}
+        lines += [f"{name}: {told.total(name)}", *(f"  {each}: {service.sum}" for each, service in services.items())]
+    lines += [f"problem: {problem}" for problem in problems]
+    told_as_json = json.dumps({"servers": sums, "problems": problems, "holds": not problems})
+    click.echo(told_as_json if as_json else "\n".join(lines))
+    sys.exit(1 if problems else 0)
