@@ -32,19 +32,24 @@ class Reader(HttpUser):
 
 
 # What follows shows the connections of the service beside those of its plan, from its /pool.json.
+BUSY, OPEN, WAITS = "web_slots_busy", "db_connections_open", "db_pool_wait_seconds_count"
 
 
 def ask(url):
     """The plan, and the numbers of now. Of two Counters, `|` takes the larger numbers."""
     with urlopen(url, timeout=5) as answer:  # noqa: S310  # it is the host that is put under load
         found = json.load(answer)
-    return found["plan"], Counter({name: value or 0 for name, value in found["now"].items()})
+    return found["plan"], Counter({name: found["now"][name] or 0 for name in (BUSY, OPEN, WAITS)})
+
+
+def sample(environment):
+    with suppress(OSError, HTTPException, ValueError):
+        environment.most |= ask(environment.numbers)[1]
 
 
 def watch(environment):
     while True:
-        with suppress(OSError, HTTPException, ValueError):
-            environment.most |= ask(environment.numbers)[1]
+        sample(environment)
         gevent.sleep(0.2)
 
 
@@ -55,9 +60,9 @@ def begin(environment, **_):
     # In production the port of the probes has the numbers, and a question there does not queue behind the load.
     probes = os.environ.get("WEB_PROBE_PORT") or (address.port or 80) + 1
     for url in (f"http://{address.hostname}:{probes}/pool.json", f"{environment.host}/pool.json"):
-        with suppress(OSError, HTTPException, ValueError):
+        with suppress(OSError, HTTPException, ValueError, KeyError):
             environment.plan, environment.before = ask(url)
-            environment.numbers, environment.most = url, environment.before
+            environment.numbers, environment.most = url, environment.before.copy()
             print(f"watch {url.removesuffix('.json')}", flush=True)
             gevent.spawn(watch, environment)
             return
@@ -67,11 +72,12 @@ def begin(environment, **_):
 @events.quitting.add_listener
 def compare(environment, **_):
     """More connections than planned fail the command, as failed requests do."""
-    plan, most, waits = environment.plan, environment.most, "db_pool_wait_seconds_count"
-    planned, held = plan["connections_per_instance"], most["db_connections_open"]
+    sample(environment)  # once at least, however busy the machine was
+    plan, most = environment.plan, environment.most
+    planned, held, waits = plan["connections_per_instance"], most[OPEN], most[WAITS] - environment.before[WAITS]
     text = f"""
-slots        {most["web_slots_busy"]:.0f} of {plan["slots"]} busy at most
-connections  {held:.0f} of {planned} open at most; {most[waits] - environment.before[waits]:.0f} waits for one
+slots        {most[BUSY]:.0f} of {plan["slots"]} busy at most
+connections  {held:.0f} of {planned} open at most; {waits:.0f} waits for one
 plan         {plan["sum"]}"""
     if held > planned:
         text += f"\nproblem      {held:.0f} connections, more than the {planned} of the plan"
