@@ -358,7 +358,7 @@ def drain_on_term(server: Any) -> None:
     sends no write again that an instance may have seen. So SIGTERM first stops the kernel from making new connections,
     which a proxy then makes to another instance. It reaches gunicorn when the workers have emptied the queue.
 
-    `listen(0)` in place of the filter lets one connection in at a time: 1 of 473 writes was lost in a deploy under load.
+    `listen(0)` in place of the filter lets one connection in at a time, and lost 1 of 473 writes of a deploy.
     """
     stop: Any = signal.getsignal(signal.SIGTERM)
     so_attach_filter = 26  # Linux's number, which Python's socket module does not have

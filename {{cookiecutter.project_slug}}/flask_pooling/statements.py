@@ -62,10 +62,10 @@ def run(
     if isinstance(bind, Connection):  # a test that rolls back has put one in the place of the engine
         return _rows(bind.execute(for_a_connection, parameters))
     is_many = parameters is not None and not isinstance(parameters, Mapping)
-    if is_many or _wants_transactions(bind):
-        with bind.begin() as connection:
-            return _rows(connection.execute(for_a_connection, parameters))
     with bind.connect() as connection:
+        if is_many or _wants_transactions(connection):
+            with connection.begin():
+                return _rows(connection.execute(for_a_connection, parameters))
         # An engine with this option would cost more: it makes SQLAlchemy look for listeners at every step.
         connection.execution_options(isolation_level="AUTOCOMMIT")
         return _rows(connection.execute(for_a_connection, parameters))
@@ -193,17 +193,10 @@ def _bind(session: Any, engines: int, statement: Any) -> Engine | Connection:
     return bind
 
 
-_levels: "WeakKeyDictionary[Engine, str]" = WeakKeyDictionary()
-
-
-def _wants_transactions(engine: Engine) -> bool:
+def _wants_transactions(connection: Connection) -> bool:
     """Whether AUTOCOMMIT would weaken or pass by what the engine was given."""
+    engine = connection.engine
     ends = engine.dispatch.commit or engine.dispatch.rollback
     if needs_transactions(engine) or ends or not OF_A_TRANSACTION.isdisjoint(engine.get_execution_options()):
         return True
-    if engine.dialect.name != "postgresql":
-        return False
-    if (level := _levels.get(engine)) is None:
-        with engine.connect() as connection:
-            level = _levels[engine] = connection.get_isolation_level()
-    return level != "READ COMMITTED"
+    return engine.dialect.name == "postgresql" and connection.default_isolation_level != "READ COMMITTED"
