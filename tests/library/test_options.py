@@ -184,11 +184,20 @@ def test_the_apps_url_has_the_last_word(make_foreign: MakeForeign, monkeypatch: 
 
 
 @pytest.mark.sqlite
-@pytest.mark.parametrize("url", ["postgres://u:a%2Fb%25c@h/d", "postgresql://u:a%2Fb%25c@h/d"])
-def test_a_url_stays_a_text(make_foreign: MakeForeign, url: str) -> None:
-    """migrations/env.py of older versions of Flask-Migrate hands it to ConfigParser."""
-    app, _ = make_foreign(SQLALCHEMY_DATABASE_URI=url)
-    assert app.config["SQLALCHEMY_DATABASE_URI"] == "postgresql+psycopg://u:a%2Fb%25c@h/d"
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+@pytest.mark.parametrize("rest", ["u:a%2Fb%25c@h/d", "u@/d?host=/tmp/a", "u@/d?options=-c work_mem=5MB"])
+def test_a_url_stays_as_it_was_written(make_foreign: MakeForeign, scheme: str, rest: str) -> None:
+    """migrations/env.py of older versions of Flask-Migrate hands it to ConfigParser, which takes no new `%`."""
+    app, _ = make_foreign(SQLALCHEMY_DATABASE_URI=f"{scheme}://{rest}")
+    assert app.config["SQLALCHEMY_DATABASE_URI"] == f"postgresql+psycopg://{rest}"
+
+
+@pytest.mark.sqlite
+def test_a_url_in_another_form(make_foreign: MakeForeign) -> None:
+    """What SQLAlchemy would read otherwise is written so that it reads the same."""
+    app, db = make_foreign(SQLALCHEMY_DATABASE_URI="postgresql://u@%2Ftmp%2Fa/d")
+    assert sa.make_url(app.config["SQLALCHEMY_DATABASE_URI"]) == engine_of((app, db)).url
+    assert engine_of((app, db)).url.query == {"host": "/tmp/a"}
 
 
 @pytest.mark.sqlite

@@ -15,7 +15,7 @@ REQUIRES = {
     "gunicorn": "21.2",
     "prometheus-client": "0.20",
     "psycopg": "3.1.18",
-    "pydantic-settings": "2.3",
+    "pydantic-settings": "2.7",
     "sqlalchemy": "2.0.23",
 }
 HERE = Path(__file__).parent

@@ -2,29 +2,31 @@
 
 import os
 
-from flask import Blueprint, abort, current_app, jsonify, request
+from flask import Blueprint, jsonify, request
 from sqlalchemy import text
 
-from shop.models import Order, Product, db
+from shop.models import Product, db
 
 bp = Blueprint("shop", __name__)
 
 
-@bp.get("/products")
+@bp.get("/")
 def products():
-    found = db.session.scalars(db.select(Product).limit(current_app.config["ITEMS_PER_PAGE"]))
-    return jsonify([{"id": each.id, "name": each.name, "stock": each.stock} for each in found])
+    return jsonify([each.name for each in db.session.scalars(db.select(Product).order_by(Product.id))])
 
 
-@bp.post("/products/<int:product_id>/orders")
-def order(product_id):
-    product = db.get_or_404(Product, product_id)
-    if product.stock < 1:
-        abort(409)
-    product.stock -= 1
-    db.session.add(Order(product=product, customer=request.get_json()["customer"]))
+@bp.post("/")
+def add():
+    db.session.add(Product(name=request.form["name"]))
     db.session.commit()
-    return jsonify(stock=product.stock), 201
+    return "", 201
+
+
+@bp.get("/about")
+def about():
+    """How the database has it, and at which level it was read."""
+    found = db.session.scalar(text("select cast(about as varchar) from product order by id limit 1"))
+    return jsonify(about=found, level=db.session.connection().get_isolation_level())
 
 
 @bp.get("/slow/<seconds>")
@@ -32,3 +34,8 @@ def slow(seconds):
     """Which process answers, on which connection of the server, after a while."""
     row = db.session.execute(text("select pg_backend_pid(), pg_sleep(:seconds)"), {"seconds": float(seconds)}).one()
     return jsonify(worker=os.getpid(), connection=row[0])
+
+
+@bp.get("/metrics")
+def figures():
+    return "the shop's own"
