@@ -98,7 +98,9 @@ NEEDS = {
         "nginx",
     ),
     "Redis": Need(
-        installed("redis-server"), ("test_deploy.py::test_celery", "test_deploy.py::test_rq"), "redis-server"
+        installed("redis-server"),
+        ("test_deploy.py::test_celery", "test_deploy.py::test_rq", "test_recipes.py::test_a_mail_in_the_background"),
+        "redis-server",
     ),
     "systemd": Need(
         installed("systemd-analyze"),

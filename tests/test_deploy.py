@@ -508,11 +508,19 @@ def programs(installed: Path, tmp_path: Path) -> Iterator[Path]:
     text = (installed / "docs" / "jobs.md").read_text()
     shown = dict(re.findall(r"```python\n# (app/\w+\.py)\n(.*?)```", text, re.DOTALL))
     assert len(shown) == 3
-    for name, code in shown.items():
-        (installed / name).write_text(code)
-    yield tmp_path
-    for name in shown:
-        (installed / name).unlink()
+    (setting,) = re.findall("`(redis_url: .+)`", text)
+    config, above = installed / "app" / "config.py", "    database_url: DatabaseUrl | None = None\n"
+    before = config.read_text()
+    assert before.count(above) == 1
+    try:
+        config.write_text(before.replace(above, f"{above}    {setting}\n"))
+        for name, code in shown.items():
+            (installed / name).write_text(code)
+        yield tmp_path
+    finally:
+        config.write_text(before)
+        for name in shown:
+            (installed / name).unlink(missing_ok=True)
 
 
 @pytest.fixture

@@ -55,6 +55,7 @@ BAKED = [
     "docs/deploy.md",
     "docs/jobs.md",
     "docs/metrics.md",
+    "docs/recipes.md",
     "gunicorn.conf.py",
     "locustfile.py",
     "migrations/alembic.ini",
@@ -105,7 +106,7 @@ BAKED = [
     "wsgi.py",
 ]
 # Files whose own braces are not the template's: they are copied, not rendered.
-BRACED = re.compile(r"\.github/|flask_pooling/|app/templates/|migrations/script|deploy/|tests/")
+BRACED = re.compile(r"\.github/|flask_pooling/|app/templates/|docs/recipes|migrations/script|deploy/|tests/")
 # Split, so that this file does not hold what it looks for.
 OPENING = ("{" + "{", "{" + "%", "{" + "#")
 

@@ -29,7 +29,7 @@ UV = Path(sys.executable).parent / "uv"
 REGISTER = "    app.register_blueprint(notes.bp)\n"
 EXTENSIONS = "    from app.extensions import db, migrate\n"
 FACTORY = {
-    "from app import errors, home, models": "from app import errors, home, members, models",
+    "from app import errors, home, logs, middleware": "from app import errors, home, logs, members, middleware",
     REGISTER: f"""{REGISTER}    app.register_blueprint(members.bp)
     app.register_blueprint(members.public)
     members.login_manager.init_app(app)
@@ -40,9 +40,8 @@ FACTORY = {
 CONFIG = {
     "    database_url: DatabaseUrl | None = None\n": "    database_url: DatabaseUrl | None = None\n"
     "    reports_url: DatabaseUrl | None = None\n",
-    '        "SQLALCHEMY_DATABASE_URI": settings.database,\n': '        "SQLALCHEMY_DATABASE_URI": settings.database,\n'
-    '        "SQLALCHEMY_BINDS": {"reports": {"url": settings.reports_url or "sqlite:///reports.db", **engine_options('
-    'settings, settings.reports_url or "sqlite:///reports.db", process)}},\n',
+    '        "SQLALCHEMY_DATABASE_URI": ': '        "SQLALCHEMY_BINDS": {"reports": settings.reports_url or "sqlite:///reports.db"},\n'
+    '        "SQLALCHEMY_DATABASE_URI": ',
 }
 
 

@@ -66,7 +66,7 @@ max_requests_jitter = 5_000
 worker_tmp_dir = shared_memory()
 # The control socket needs a HOME that can be written, which a container often does not have.
 control_socket_disable = True
-# Headers of a proxy are believed in one place, by WEB_TRUSTED_PROXIES. gunicorn would believe whatever runs beside it.
+# WEB_TRUSTED_PROXIES says whose headers the app takes. gunicorn would take them from any program on this machine.
 forwarded_allow_ips = ""
 
 # The app is loaded once, before the fork, so that workers share its memory, and its database is asked for room.

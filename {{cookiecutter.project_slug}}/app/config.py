@@ -1,6 +1,7 @@
-"""The pool of each environment, and the settings: every environment variable that the service reads.
+"""The pool of each environment, and the settings: the environment variables that the service reads.
 
-README.md has what each setting means. A setting of your own is one line in `Settings`, and one in `.env.example`.
+The library adds those of the pools and of gunicorn. `DATABASE_ADMIN_URL` is no setting: `flask pool limit` alone reads
+it. README.md says what each setting means. A setting of your own is one line in `Settings`, and one in `.env.example`.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Errors as `application/problem+json` (RFC 9457). A browser gets Flask's page, but for 422 and the database's 503.
+"""Errors as `application/problem+json` (RFC 9457). A browser gets Flask's page, except for 422 and the
+database's 503, which are JSON for everybody.
 
 A pool that stays full, a server that is gone or restarting, a lock that was held too long: these are 503, since the
 same request may work in a moment. No view is run a second time. Any other error goes Flask's own way (its signal, its
@@ -36,7 +37,7 @@ def init_app(app: Flask) -> None:
 
 
 def problem(status: int, detail: Any, headers: dict[str, str] | None = None, **members: Any) -> Response:
-    """A problem document; `members` are extensions of its own."""
+    """Make a problem document; `members` are its own extensions."""
     title = HTTP_STATUS_CODES.get(status, "Unknown Error")
     response = jsonify(type="about:blank", title=title, status=status, detail=detail, **members)
     response.status_code = status
@@ -59,7 +60,7 @@ def http_problem(error: HTTPException) -> ResponseReturnValue | HTTPException:
 
 
 def valid(model: type[Model], sent: Any) -> Model:
-    """What a client sent, as its model; if it does not fit, the request ends with a 422 that says why.
+    """Return what a client sent, as its model; if it does not fit, end the request with a 422 that says why.
 
     A ValidationError that is raised anywhere else is not the client's fault, and ends as a 500 like any other error.
     """

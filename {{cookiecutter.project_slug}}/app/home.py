@@ -17,7 +17,7 @@ def home() -> Response | str:
         "liveness": url_for("pooling_health.livez"),
     }
     facts = {"name": defaults.SERVICE_TITLE, "description": defaults.SERVICE_DESCRIPTION}
-    if not settings.in_production:  # the numbers are nobody else's business
+    if not settings.in_production:  # clients need not know the numbers
         links = {"pool": url_for("pooling_page.show"), "metrics": url_for("pooling_metrics.show")} | links
         facts |= {"environment": settings.app_env.value, "plan": settings.plan.sum}
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":

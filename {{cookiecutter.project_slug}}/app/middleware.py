@@ -42,7 +42,7 @@ def init_app(app: Flask) -> None:
 
 
 class Middleware:
-    """Around the app, and not hooks in it: a hook that fails, or that answers by itself, keeps others from running."""
+    """Around the app, and not hooks in it: a hook that fails, or that answers, keeps others from running."""
 
     def __init__(self, app: Flask) -> None:
         self.app, self.config = app.wsgi_app, app.config

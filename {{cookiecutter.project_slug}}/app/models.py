@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.extensions import db
 
-# SQLite numbers rows by itself for INTEGER only.
+# SQLite numbers rows for INTEGER only.
 BigIntegerId = BigInteger().with_variant(Integer, "sqlite")
 
 

@@ -78,7 +78,7 @@ def answer(model: BaseModel) -> Response:
 
 @bp.url_value_preprocessor
 def find_no_larger_id(endpoint: str | None, values: dict[str, Any] | None) -> None:
-    """A number that is too large for the column is the id of no note. The database would call it an error."""
+    """Answer 404 where the id is too large for the column. The database would call it an error."""
     if values and values.get("note_id", 0) > MAX_ID:
         abort(404, f"There is no note {values['note_id']}.")
 

@@ -89,7 +89,7 @@ def migrate_on_postgres(engine: Engine, key: str | None) -> None:
 
 def migrate(connection: Connection, key: str | None, progress: "Progress | None" = None) -> None:
     def version_applied(ctx: Any, step: Any, heads: object, run_args: object) -> None:
-        ctx.connection.commit()  # Alembic would not, where the migration has done so by itself
+        ctx.connection.commit()  # Alembic does not, if the migration has committed before
         if progress:
             progress.applied()
         if not step.is_stamp:
@@ -165,7 +165,7 @@ class Progress:
 
 
 def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
-    """Batch mode makes a table anew, and dropping the old one would delete what refers to it by ON DELETE CASCADE: no
+    """Batch mode makes a new table, and dropping the old one would delete what refers to it by ON DELETE CASCADE: no
     foreign keys meanwhile. Python's driver begins no transaction for DDL; with one, what fails leaves nothing."""
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA foreign_keys = OFF")

@@ -10,7 +10,7 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
 def test_a_browser_gets_a_page(client: FlaskClient, database_kind: str) -> None:
-    """With the name, escaped. In production, which is on Postgres, the plan's numbers are nobody else's business."""
+    """With the name, escaped. In production, which is on Postgres, the plan's numbers are not shown."""
     response = client.get("/", headers={"Accept": BROWSER})
     assert response.mimetype == "text/html"
     assert f"<h1>{escape(defaults.SERVICE_TITLE)}</h1>" in response.text
