@@ -569,7 +569,9 @@ def test_celery(
     installed: Path, database: str, queues: Path, redis: str, programs: Path, jobs: str, options: list[str], least: int
 ):
     """Four children with a connection each, or one process with four: never more than the plan has."""
-    environ = environment(database, APP_JOBS=jobs, REDIS_URL=redis, PYTHONPATH=f"{installed}{os.pathsep}{programs}")
+    environ = environment(
+        database, APP_JOBS=jobs, APP_JOB="worker", REDIS_URL=redis, PYTHONPATH=f"{installed}{os.pathsep}{programs}"
+    )
     command = [queues / "celery", "--app", "app.celery_worker", "worker", *options]
     with Peak(database) as peak, running(command, programs, environ, programs / "celery.log"):
         result = subprocess.run(
@@ -593,7 +595,11 @@ for _ in range(6):
 def test_rq(installed: Path, database: str, queues: Path, redis: str, programs: Path):
     """Each job is a child of a worker, with a connection of its own; two workers have two at the most."""
     environ = environment(
-        database, APP_JOBS="worker=2x1", REDIS_URL=redis, PYTHONPATH=f"{installed}{os.pathsep}{programs}"
+        database,
+        APP_JOBS="worker=2x1",
+        APP_JOB="worker",
+        REDIS_URL=redis,
+        PYTHONPATH=f"{installed}{os.pathsep}{programs}",
     )
     subprocess.run([queues / "python", "-c", RQ], cwd=programs, env=environ, check=True, timeout=600)
     command = [queues / "rq", "worker", "--burst", "--url", redis]
@@ -612,7 +618,7 @@ def test_rq(installed: Path, database: str, queues: Path, redis: str, programs: 
 def test_procrastinate(installed: Path, database: str, queues: Path, programs: Path):
     """Its own pool and ours are two kinds, and both keep to the plan."""
     environ = environment(
-        database, APP_JOBS="worker=1x4,queue=1x3", PYTHONPATH=f"{installed}{os.pathsep}{programs}"
+        database, APP_JOBS="worker=1x4,queue=1x3", APP_JOB="worker", PYTHONPATH=f"{installed}{os.pathsep}{programs}"
     )  # fmt: skip
     program = [queues / "procrastinate", "--app", "app.procrastinate_worker.queue"]
     for words in (["schema", "--apply"], *(["defer", "server_process", "{}"] for _ in range(12))):

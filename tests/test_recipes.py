@@ -91,6 +91,8 @@ def cooked(bake: Bake, venv: Path) -> Path:
     said = told([venv / "python", "-m", "scripts.migrate", "recipes"], project, APP_ENV="development")
     assert "Mind:" not in said, said
     assert "make upgrade" in said
+    (migration,) = project.glob("migrations/versions/*_recipes.py")
+    assert "def upgrade_reports()" in migration.read_text()
     return project
 
 

@@ -36,7 +36,7 @@ BUSY, OPEN, WAITS = "web_slots_busy", "db_connections_open", "db_pool_wait_secon
 
 
 def ask(url):
-    """The plan, and the numbers of now. Of two Counters, `|` takes the larger numbers."""
+    """Return the plan, and the numbers of now. Of two Counters, `|` takes the larger numbers."""
     with urlopen(url, timeout=5) as answer:  # noqa: S310  # it is the host that is put under load
         found = json.load(answer)
     return found["plan"], Counter({name: found["now"][name] or 0 for name in (BUSY, OPEN, WAITS)})

@@ -106,7 +106,7 @@ def migrate(connection: Connection, key: str | None, progress: "Progress | None"
 
 @contextlib.contextmanager
 def connect(engine: Engine) -> Iterator[Connection]:
-    """A connection without the limits of a role or a database. It does not go back to the pool, which has them."""
+    """Yield a connection without the limits of the role and the database. It does not go back to the pool."""
     # Behind a pooler a setting must not outlive the transaction: the next client would have it.
     local = current_app.extensions["settings"].db_pooler != "none"
     lift = f"SELECT set_config(name, '0', {local}) FROM pg_settings WHERE name IN {LIMITS}"  # noqa: S608  # constants
@@ -150,7 +150,7 @@ class Progress:
         self.committed, self.has_applied = [], True
 
     def may_be_tried_again(self, error: Exception) -> bool:
-        """Whether nothing of the migration is left. If something is, the error says what."""
+        """Return whether nothing of the migration is left. If something is, say in the error what."""
         statement = getattr(error, "statement", "")
         if statement is None:  # the last commit failed
             self.committed = self.committed[:-1]
@@ -178,7 +178,7 @@ def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
 
 
 def in_one_line(error: SQLAlchemyError) -> str:
-    """Which line of which migration failed, what the database said, and what to do."""
+    """Say which line of which migration failed, what the database said, and what to do."""
     said = " ".join(str(getattr(error, "orig", error)).split())
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if Path(frame.filename).parent.name == "versions"]
@@ -189,7 +189,7 @@ def in_one_line(error: SQLAlchemyError) -> str:
 
 
 def in_words(error: CommandError, heads: tuple[str, ...]) -> str:
-    """A revision that nobody has may be a typing error, or what the database has had from another branch."""
+    """Explain the error. An unknown revision may be a typing error, or come from another branch."""
     cause = error.__cause__
     if isinstance(cause, MultipleHeads):
         both = ", ".join(context.script.get_heads())

@@ -44,7 +44,7 @@ def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[
 
 
 def for_both(item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """A type of Postgres' own, and for SQLite what SQLAlchemy has for every database, if there is such."""
+    """Write a type of Postgres' own; for SQLite, SQLAlchemy's type for every database, if there is one."""
     try:
         generic = item.as_generic()
     except NotImplementedError:

@@ -88,7 +88,7 @@ def _without_settings_of_libpq() -> Iterator[None]:
 
 
 def _prepared(data: Path) -> tuple[Path, dict[str, Any]]:
-    """Where the data is, and whom the server runs as: nobody, where we are root."""
+    """Return where the data is, and as whom the server runs: as nobody, where we are root."""
     data.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
         return data, {}
@@ -109,8 +109,7 @@ def _prepared(data: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _may_pass(folder: Path) -> bool:
-    """Whether everybody may get through a folder, and through those above it. A temporary folder, which whoever called
-    has made for this, is opened."""
+    """Return whether everybody may get through a folder and those above it. A temporary folder of ours is opened."""
     for each in (folder, *folder.parents):
         if each.parent.stat().st_mode & stat.S_ISVTX and each.stat().st_uid == os.geteuid():
             each.chmod(each.stat().st_mode | 0o001)
@@ -118,7 +117,7 @@ def _may_pass(folder: Path) -> bool:
 
 
 def wheel() -> Path:
-    """Where the wheel's Postgres is. To import the wheel would look for a runtime folder, and warn."""
+    """Return where the wheel's Postgres is. An import of the wheel would look for a runtime folder, and warn."""
     return Path(str(distribution(WHEEL).locate_file(FILES)))
 
 
@@ -208,7 +207,7 @@ def _accepts(server: "subprocess.Popen[bytes]", sockets: str, port: str) -> bool
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
-    """A fast shutdown; an immediate one if somebody's connection holds that up."""
+    """Shut down fast; immediately, if somebody's connection holds that up."""
     for how in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
         if server.poll() is None:
             server.send_signal(how)
