@@ -36,6 +36,7 @@ ELSEWHERE = {
     "make check": "make lint, make typecheck and make test, which tests/test_generated.py runs",
     "make test": "tests/test_generated.py",
     "make format": "test_without_the_example",
+    "make migrate": "with a message it is above",
     "make lock": "asks for what is newest today; tests/test_requirements.py holds what it wrote to its rules",
     "flask": "make upgrade runs it",
     "make migrate": "with a message it is above",
