@@ -39,7 +39,6 @@ ELSEWHERE = {
     "make migrate": "with a message it is above",
     "make lock": "asks for what is newest today; tests/test_requirements.py holds what it wrote to its rules",
     "flask": "make upgrade runs it",
-    "make migrate": "with a message it is above",
     "flask run --debug": "make run runs it",
     "flask pool": "its commands are above",
     "flask db upgrade": "make upgrade and make prod run it",
