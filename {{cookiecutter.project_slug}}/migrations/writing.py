@@ -15,6 +15,8 @@ from app.extensions import db
 log = logging.getLogger("migrations")  # what is below "alembic" is shown by nobody
 alembic_postgresql_enum.set_configuration(alembic_postgresql_enum.Config(add_type_ignore=True))
 
+variants: list[Any] = []  # the parts of types that have one for each database: they are rendered as they are
+
 
 def options(key: str | None) -> dict[str, Any]:
     schemas = {table.schema for table in db.metadatas[key].tables.values()}
@@ -36,7 +38,8 @@ def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[
     module = type(item).__module__
     if module.startswith("app.") and isinstance(item, sa.TypeDecorator):
         return _repr_type(item.impl_instance, autogen)  # the app may move on, and the database has this
-    if module.startswith("sqlalchemy.dialects.postgresql"):
+    variants.extend(item._variant_mapping.values())
+    if module.startswith("sqlalchemy.dialects.postgresql") and not any(item is each for each in variants):
         return for_both(item, autogen)
     if not module.startswith("sqlalchemy."):
         autogen.imports.add(f"import {module}")
