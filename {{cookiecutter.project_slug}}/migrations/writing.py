@@ -36,9 +36,11 @@ def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[
     if kind != "type":
         return False
     module = type(item).__module__
-    if module.startswith("app.") and isinstance(item, sa.TypeDecorator):
-        return _repr_type(item.impl_instance, autogen)  # the app may move on, and the database has this
     variants.extend(item._variant_mapping.values())
+    if module.startswith("app.") and isinstance(item, sa.TypeDecorator):
+        # What it decorates: the app may move on, and the database has this.
+        others = [f".with_variant({_repr_type(each, autogen)}, {on!r})" for on, each in item._variant_mapping.items()]
+        return _repr_type(item.impl_instance, autogen) + "".join(others)
     if module.startswith("sqlalchemy.dialects.postgresql") and not any(item is each for each in variants):
         return for_both(item, autogen)
     if not module.startswith("sqlalchemy."):
