@@ -18,6 +18,11 @@ def join():
     return "", 201
 
 
+@bp.get("/count")
+def count():
+    return str(db.session.query(Member).count())
+
+
 @bp.get("/members")
 @login_required
 def members():
