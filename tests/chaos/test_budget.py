@@ -110,5 +110,5 @@ def test_workers_on_the_command_line(baked: Project, postgres: Postgres) -> None
     ],
 )
 def test_sabotage(name: str, act: str, path: str, sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
-    (result,) = budgets(sabotaged(name), postgres, {act: ACTS[act]}, 1.5, path)
+    (result,) = budgets(sabotaged(name), postgres, {act: ACTS[act]}, 6, path)
     assert any("peak" in missed or "answers" in missed for missed in record(result, sabotaged=name).missed)
