@@ -109,7 +109,9 @@ def compose(installed: Path) -> dict:
     made = {name: secrets.token_hex(32) for name in re.findall(r"\$\{(\w+):\?", text)}
     text = re.sub(r"\$\{(\w+):\?[^}]*\}", lambda match: made[match[1]], text)
     text = re.sub(r"\$\{\w+:\+[^}]*\}", "", text)
-    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+    for _ in range(2):  # one may be the default of another
+        text = re.sub(r"\$\{\w+:-([^${}]*)\}", r"\1", text)
+    return yaml.safe_load(text)
 
 
 def test_only_what_runs_is_in_the_image(image: Image):

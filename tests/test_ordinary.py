@@ -210,7 +210,8 @@ def test_validators_of_pydantic(copy: Path, environ: dict[str, str], problems: l
     add(config, SETTINGS, before="    def problems(self)")
     config.write_text(
         config.read_text().replace(
-            "from pydantic import AfterValidator,", "from pydantic import AfterValidator, AliasChoices, model_validator,"
+            "from pydantic import AfterValidator,",
+            "from pydantic import AfterValidator, AliasChoices, model_validator,",
         )
     )
     for command in ("check", "plan"):
