@@ -216,7 +216,7 @@ class Settings(BaseSettings):
             try:
                 settings = cls(**given | defaults)
             except ValidationError:  # one of them has no default
-                raise SettingsError(problems) from None
+                raise SettingsError(problems or [_problem(cls, field, environ, wrong[field]) for field in wrong]) from None
         settings._name = name
         if not numbers_only:
             said = [field.upper() for field in wrong]
