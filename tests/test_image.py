@@ -198,7 +198,7 @@ def test_as_compose_starts_it(installed: Path, image: Image, compose: dict, tmp_
         url = database.enter_context(postgres(installed, tmp_path / "data", "postgres"))
         sockets = url.partition("?host=")[2]
         make_role(sockets, compose["configs"]["role"]["content"])
-        given = {name: str(value) for name, value in app["environment"].items()}
+        given = {name: "" if value is None else str(value) for name, value in app["environment"].items()}
         assert "@db/my_service" in given["DATABASE_URL"]
         given["DATABASE_URL"] = given["DATABASE_URL"].replace("@db/my_service", f"@/my_service?host={sockets}")
         admin = migrate["environment"]["DATABASE_ADMIN_URL"].replace("@db/my_service", f"@/my_service?host={sockets}")
