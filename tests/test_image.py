@@ -229,7 +229,8 @@ def test_as_compose_starts_it(installed: Path, image: Image, compose: dict, tmp_
             assert ask(f"http://127.0.0.1:{port + 1}", "/readyz")[0] == 200
             assert healthy() == 0
             database.close()
-            assert healthy() == 1
+            while not healthy():  # for a second, a connection that came back is proof enough
+                assert time.monotonic() < deadline, log.read_text()
             service.terminate()
             assert service.wait(STOPPING_SECONDS) == 0, log.read_text()
         finally:
