@@ -216,7 +216,8 @@ class Settings(BaseSettings):
             try:
                 settings = cls(**given | defaults)
             except ValidationError:  # one of them has no default
-                raise SettingsError(problems or [_problem(cls, field, environ, wrong[field]) for field in wrong]) from None
+                problems = problems or [_problem(cls, field, environ, wrong[field]) for field in wrong]
+                raise SettingsError(problems) from None
         settings._name = name
         if not numbers_only:
             said = [field.upper() for field in wrong]
