@@ -1,4 +1,4 @@
-"""Compares the plan with the live server: does its peak fit what this database really gives?"""
+"""Compare the plan with the live server: does its peak fit what this database really gives?"""
 
 import re
 from collections import Counter
@@ -15,9 +15,8 @@ from flask_pooling.process import CLI, WEB
 from flask_pooling.settings import Settings
 from flask_pooling.sizing import SUPERUSER_RESERVED, Plan, counted
 
-# One round trip, and nothing that an ordinary role may not read: of other roles' connections it sees little more than
-# their role and their database. reserved_connections exists since Postgres 16. No limit but the server's holds a
-# superuser.
+# One round trip, and only what an ordinary role may read: of other roles' connections, little more than their role and
+# their database. reserved_connections exists since Postgres 16. Only the server's own limit holds a superuser.
 FACTS = sa.text("""
     select current_setting('max_connections')::int as max_connections,
            current_setting('superuser_reserved_connections')::int as superuser_reserved,
@@ -35,7 +34,7 @@ FULL = re.compile("too many clients|remaining connection slots|too many connecti
 
 
 class Limit(NamedTuple):
-    """One of the server's, with whom it counts now. Several of the plan's databases may each have as much."""
+    """A limit of the server, and the connections that count towards it now. Each of `databases` has the same limit."""
 
     name: str
     connections: int
@@ -45,7 +44,7 @@ class Limit(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What the server says of itself. A limit of -1 is none."""
+    """The server's limits, and who is connected. A limit of -1 means none."""
 
     max_connections: int
     superuser_reserved: int
@@ -90,15 +89,15 @@ class Verdict:
 
 
 def ask(settings: Settings, engine: Engine, name: str) -> Server:
-    """Ask over a connection of the app's own engine.
+    """Ask the server, over a connection of the app's own engine.
 
-    :param name: what the server calls the web workers' connections.
+    :param name: the application_name of the web workers' connections.
     :raises sqlalchemy.exc.OperationalError: the server cannot be reached, or has no connection to spare.
     """
     with engine.connect() as connection:
         facts = dict(connection.execute(FACTS).mappings().one())
     clients = facts.pop("clients") or []
-    # By the role and the database as well: another environment on the same server has the same names.
+    # Count by role and database as well: another environment on the same server has the same names.
     anywhere = settings.db_binds > 0
     by_name = Counter(called for called, of_role, here in clients if of_role and (here or anywhere))
     ours = {kind: by_name[name_of(kind, name)] for kind in (WEB, CLI, *settings.app_jobs)}
@@ -112,15 +111,15 @@ def ask(settings: Settings, engine: Engine, name: str) -> Server:
 
 
 def driver_message(error: SQLAlchemyError) -> str:
-    """What the driver says of it, in one line."""
+    """Return the driver's message, in one line."""
     return " ".join(str(getattr(error, "orig", error)).split())
 
 
 def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
     """Compare the plan with the server's limits, and with who is connected now.
 
-    :param starting: an instance is about to start, so its connections come on top of those that are open. It is a
-        problem only where they cannot fit: what is open may be a rest of a host that has died.
+    :param starting: an instance is about to start, so its connections come on top of those that are open. That is a
+        problem only where both cannot fit: open connections may be left over from a host that has died.
     """
     on_server = f"max_connections {server.max_connections} - {server.kept} kept by the server"
     connected_all = sum(server.connected.values()) + server.connected_others
@@ -135,7 +134,7 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
     usable = min(planned.values())
     problems, warnings = [], []
     if plan.pooler != "none":
-        # The server's connections are the poolers'. Whether their pools fit is for their own configuration to say.
+        # Only the poolers connect to the server, and their own configuration sizes their pools.
         opened = plan.connections_per_pooler * plan.poolers * (1 + plan.binds)
         if usable < 1:
             remedy = "raise max_connections, or lower DB_RESERVED_CONNECTIONS"
@@ -171,7 +170,7 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
 
 
 def _more_than_planned(plan: Plan, server: Server, starting: int) -> list[str]:
-    """More of ours is alive than the plan knows of."""
+    """Name each kind of process that has more connections open than the plan has for it."""
     planned = {WEB: (plan.connections_peak - starting, f"APP_INSTANCES={plan.instances}")}
     planned |= {
         name: (plan.connections_of(job), f"{name}={job.copies}x{job.connections} in APP_JOBS")

@@ -32,7 +32,7 @@ def register(app: Flask, settings: type[Settings]) -> None:
 
 
 def _options_for_settings(command: Any) -> Any:
-    """An option for each number of a plan that comes from a setting, held to the limits of that setting."""
+    """Add an option for each number of a plan that comes from a setting, with the limits of that setting."""
     for number, name in reversed(PLANNED_WITH.items()):
         command = click.option(
             f"--{number.replace('_', '-')}",
@@ -73,7 +73,7 @@ def plan(as_json: bool, for_pgbouncer: bool, **what_if: Any) -> None:
 
     Exits with 1 when the numbers do not fit together.
     """
-    if what_if["cpus"] != what_if["cpus"]:  # nan is in no range, and outside none
+    if what_if["cpus"] != what_if["cpus"]:  # nan, which FloatRange lets pass
         raise click.BadParameter("'nan' is not a number of cpus", param_hint="--cpus")
     try:
         settings: type[Settings] = current_app.extensions["pooling_settings"]
@@ -98,13 +98,13 @@ def _plan_of(settings: Settings) -> sizing.Plan:
 
 
 def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
-    """What the plan was made from, what it says, and its one line."""
+    """Return the plan's inputs and results, and its one line."""
     of_one, of_all = ("slots", "connections_per_instance"), ("connections_peak", "connections_jobs")
     return asdict(chosen) | {name: getattr(chosen, name) for name in (*of_one, *of_all, "connections_usable", "sum")}
 
 
 def _described(chosen: sizing.Plan) -> str:
-    """The plan for a person: every number with the sum that it came from."""
+    """Describe the plan for a person: every number with the sum that it came from."""
     by_cpus = sizing.workers_for_cpus(chosen.cpus, chosen.worker_class)
     by_memory = sizing.workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
     bounds = f"{by_cpus} by cpus, {by_memory} by memory ({chosen.worker_memory_mib} MiB each)"
@@ -173,9 +173,9 @@ def _judged(chosen: sizing.Plan, verdict: budget.Verdict) -> str:
 @click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="URL of a role that may run it. Default: DATABASE_URL.")
 @with_appcontext
 def limit(apply: bool, admin_url: str | None) -> None:
-    """Print the ALTER ROLE that makes the server itself keep the service to its plan.
+    """Print the ALTER ROLE with which the server itself holds the service to its plan.
 
-    Behind PgBouncer also those that give the role its time limits in the service's databases, so that transactions
+    Behind PgBouncer, print also those that give the role its time limits in the service's databases. Transactions then
     need not send them.
     """
     state = current_app.extensions["flask_pooling"]

@@ -1,7 +1,7 @@
-"""The pools: how an engine is configured, and what its connections are watched for.
+"""The pools: the options of an engine, and the checks of its connections.
 
-Each pool renders one whole set of engine options; sets are never merged, because a `pool_size` that reaches a NullPool
-is a TypeError, and a dict shared between two engines leaks one driver's arguments into the other.
+Each pool renders one whole set of engine options. Sets are never merged: a `pool_size` that reaches a NullPool is a
+TypeError, and a dict shared between two engines leaks one driver's arguments into the other.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from flask_pooling.settings import Settings, SettingsError
 
 SQLITE_BUSY_SECONDS = 5
 
-# A vanished host must be noticed within ten seconds, whatever a connection was doing: idle in the pool
-# (tcp_user_timeout), waiting for an answer (keepalives), or being opened (connect_timeout). Each covers one case only.
+# A vanished host must be noticed within ten seconds, whatever a connection does: it is idle in the pool
+# (tcp_user_timeout), waits for an answer (keepalives), or is being opened (connect_timeout).
 TCP_USER_TIMEOUT_MS = 4000
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 3, "keepalives_interval": 1, "keepalives_count": 3}
-# The server has to notice a vanished client as well: each connection of a dead host that it keeps is one less for the
-# instance that takes that host's place. Its defaults keep them for two hours. What is said of the client's side, in the
-# URL as well, is said to the server; on a Unix socket neither has a use for it. And this is how soon it notices that
-# the client of a running statement has gone (Postgres 14 and newer).
+# The server has to notice a vanished client as well: the connections of a dead host are missing for the instance that
+# replaces it. By default the server keeps them for two hours. It gets the values of the client's side, those in the URL
+# included. The second setting is how soon it notices that the client of a running statement has gone (Postgres 14 and
+# newer).
 SERVER_SIDE = {"tcp_user_timeout": "tcp_user_timeout"} | {
     f"tcp_{name}": name for name in KEEPALIVES if name != "keepalives"
 }
 CLIENT_CONNECTION_CHECK_MS = 1000
-# What a connection of the server has before anybody sets anything: the role's in the database, or else the server's.
+# The settings that a new connection has: the role's in the database, or else the server's.
 DEFAULTS = "select name, reset_val from pg_settings where name = any(%s)"
 LONGEST_APPLICATION_NAME = 63  # Postgres cuts it there
 SKIPS_ROLLBACK = "skip_autocommit_rollback" in inspect.signature(Dialect.__init__).parameters  # since SQLAlchemy 2.0.43
@@ -63,9 +63,8 @@ class NullPool:
 
 @dataclass(frozen=True, kw_only=True)
 class QueuePool:
-    """Connections that are kept: one for each thread of a web worker, or a job's share. The one that was
-    used last is lent first (LIFO), so that few are busy and the others rest. One that is older than DB_MAX_LIFETIME is
-    replaced when it is lent again."""
+    """Connections that are kept: one for each thread of a web worker, or a job's share. The one that was used last is
+    lent first (LIFO). One that is older than DB_MAX_LIFETIME is replaced when it is lent again."""
 
     size: int
     max_overflow: int
@@ -73,7 +72,7 @@ class QueuePool:
 
     @classmethod
     def of(cls, settings: Settings, process: str) -> Self:
-        """The pool that the plan gives to this kind of process."""
+        """Make the pool that the plan gives to this kind of process."""
         if process in settings.app_jobs:
             size, max_overflow = settings.app_jobs[process].connections, 0
         else:
@@ -97,7 +96,7 @@ def engine_options(
     process: str = CLI,
     pool: type[NullPool] | type[QueuePool] | None = None,
 ) -> dict[str, Any]:
-    """One fresh and whole set of options for one engine: SQLALCHEMY_ENGINE_OPTIONS, or a bind's.
+    """Return a new and whole set of options for one engine: SQLALCHEMY_ENGINE_OPTIONS, or a bind's.
 
     :param process: `web`, a job's name, or `cli` for anything else.
     :param pool: by default a QueuePool for web workers and jobs, and a NullPool for anything else.
@@ -126,12 +125,12 @@ def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str,
         **KEEPALIVES,
     }
     if "db_connect_timeout" in settings.model_fields_set and "connect_timeout" not in url.query:
-        said.pop("connect_timeout", None)  # what is set for the service comes before what is set for every client here
+        said.pop("connect_timeout", None)  # DB_CONNECT_TIMEOUT is for this service, PGCONNECT_TIMEOUT for every client
     arguments |= {name: said[name] for name in arguments.keys() & said.keys()}
     arguments["application_name"] = application_name(settings, process, url)
     if settings.db_pooler == "pgbouncer":
-        # A statement prepared on one server connection is unknown to the next one that the pooler hands out, and
-        # startup options are refused (before 1.20) or would belong to whoever gets the server connection.
+        # A statement that was prepared on one server connection is unknown to the next one. Startup options are refused
+        # (before PgBouncer 1.20), or would apply to the next client of the server connection.
         arguments["prepare_threshold"] = None
         return arguments
     if process == WEB and (problems := [*urls.limits_in_options(said.get("options", ""), "PGOPTIONS")]):
@@ -140,13 +139,13 @@ def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str,
     limits |= {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
     limits |= {server_side: arguments[name] for server_side, name in SERVER_SIDE.items()}
     ours = " ".join(f"-c {name}={value}" for name, value in limits.items())
-    arguments["options"] = f"{ours} {said.get('options', '')}".strip()  # the last word counts
+    arguments["options"] = f"{ours} {said.get('options', '')}".strip()  # of two, Postgres takes the last
     return arguments
 
 
 def application_name(settings: Settings, process: str, url: URL) -> str:
-    """What the server calls our connections: the service's name, unless the URL or PGAPPNAME has another one. What is
-    not a web worker has its kind behind it."""
+    """Return the application_name of our connections: the service's name, unless the URL or PGAPPNAME has another one.
+    A process that is no web worker adds its kind: `service/worker`."""
     return name_of(process, base_name(settings, url))
 
 
@@ -159,8 +158,8 @@ def name_of(process: str, name: str) -> str:
 
 
 def time_limits(settings: Settings) -> dict[str, int]:
-    """In milliseconds, for web workers only: a migration builds indexes, and a job may compute for as long as it likes
-    between two statements."""
+    """Return the limits of a web worker, in milliseconds. Other processes have none: a migration builds indexes, and a
+    job may compute for as long as it likes between two statements."""
     limits = {
         "statement_timeout": settings.db_statement_timeout,
         "lock_timeout": settings.lock_timeout,
@@ -177,11 +176,11 @@ def empty_at_fork(engine: Engine) -> None:
 def watch(engine: Engine, settings: Settings, process: str, *, is_own: bool = True) -> None:
     """Attach what has to happen at connect, checkout, begin and error. Call it once for each engine.
 
-    :param is_own: the service's own database. Another one of SQLite may be somebody else's file, or read-only.
+    :param is_own: it is the service's own database. Another SQLite file may belong to somebody else, or be read-only.
     """
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _pragma("foreign_keys = ON"))
-        if is_own:  # readers do not wait for a writer; this is kept in the file
+        if is_own:  # readers do not wait for a writer; SQLite keeps this mode in the file
             event.listen(engine, "connect", _pragma("journal_mode = WAL"))
     if engine.dialect.name != "postgresql":
         return
@@ -203,8 +202,9 @@ class PooledLimits:
     """The time limits behind a pooler, which takes no startup options.
 
     If the role has them in the database (`flask pool limit` sets that), each connection of the server has them, and
-    none is sent. Otherwise each transaction sends them. What is no web worker takes its role's limits off in the same
-    way. Every connection that is opened asks, and the last answer counts: whom the pooler will hand out is not known.
+    none is sent. Otherwise each transaction sends them. A process that is no web worker takes its role's limits off in
+    the same way. Each connection that is opened asks for the role's limits, and the last answer counts for all: nobody
+    knows which server connection the pooler lends next.
     """
 
     def __init__(self, settings: Settings, process: str) -> None:
@@ -225,19 +225,19 @@ class PooledLimits:
 
 
 def needs_transactions(engine: Engine) -> bool:
-    """Whether a statement has the right time limits, or what a listener for `begin` sets, in a transaction only."""
+    """Return whether statements need a transaction, for their time limits or for the sake of a listener for `begin`."""
     limits = _pooled.get(engine.dialect)
     has_limits = limits is None or limits.set_local == ""
     return not has_limits or any(limits is None or each != limits.begun for each in engine.dispatch.begin)
 
 
 class ConnectionGuard:
-    """Never hand out a connection that the server has closed, one that is too old, or one that was left in AUTOCOMMIT.
-    Costs no round trip.
+    """Never lend a connection that the server has closed, that is too old, or that was left in AUTOCOMMIT. The check
+    costs no round trip.
 
-    An idle connection has nothing to say; once the server has closed it (restart, failover, idle timeout,
-    pg_terminate_backend) its socket is readable. Readable is no proof, since TLS and notices leave bytes too, so only
-    then a ping decides. A host that vanished without a word is left to the TCP limits above.
+    Nothing arrives on an idle connection. Once the server has closed it (restart, failover, idle timeout,
+    pg_terminate_backend), its socket is readable. TLS and notices leave bytes as well, so a ping then decides. The TCP
+    limits above notice a host that has vanished.
     """
 
     def __init__(self, max_lifetime: float) -> None:
@@ -248,7 +248,7 @@ class ConnectionGuard:
         poller.register(connection.fileno(), select.POLLIN)
         record.info["readable"] = poller.poll
         record.info["autocommit"] = connection.autocommit
-        # Connections are opened together, at a start or a restart: without jitter they would expire together.
+        # Connections are opened together at a start: without jitter they would expire together.
         record.info["expires"] = time.monotonic() + self.max_lifetime * random.uniform(0.5, 1)  # noqa: S311
 
     def checked_out(
@@ -259,7 +259,7 @@ class ConnectionGuard:
         if time.monotonic() > record.info["expires"]:
             raise exc.DisconnectionError("this connection has reached DB_MAX_LIFETIME")
         if connection.autocommit != record.info["autocommit"]:
-            # An interrupt has stopped SQLAlchemy between setting it for `run` and noting that it must be reset.
+            # An interrupt has stopped SQLAlchemy after it had set this for `run`, and before it noted the reset.
             raise exc.DisconnectionError("this connection was left in AUTOCOMMIT")
 
 
@@ -274,13 +274,13 @@ def _answers(connection: "psycopg.Connection[Any]") -> bool:
 
 
 def _prefer_a_server_that_takes_writes(connect: Callable[..., DBAPIConnection]) -> Callable[..., DBAPIConnection]:
-    """A primary, never a standby. A provider makes a primary read-only when its disk is full: of several servers the
-    one that takes writes is used then, and if there is none, reads are still served."""
+    """Connect to a primary, never to a standby. A provider makes a primary read-only when its disk is full: then
+    another server that takes writes is preferred, and if there is none, reads are still served."""
 
     def connect_to_it(*args: Any, **parameters: Any) -> DBAPIConnection:
         connection = connect(*args, **parameters)
         if _says(connection, "default_transaction_read_only") == "on":
-            connection.close()  # the plan has none to spare for a comparison
+            connection.close()  # first: the plan has no second one to spare
             with contextlib.suppress(psycopg.OperationalError):
                 return connect(*args, **parameters | {"target_session_attrs": "read-write"})
             connection = connect(*args, **parameters)
@@ -291,25 +291,26 @@ def _prefer_a_server_that_takes_writes(connect: Callable[..., DBAPIConnection]) 
 
 
 def _disconnect_when_read_only(context: ExceptionContext) -> None:
-    """After a failover the old primary accepts connections and refuses writes, for ever. Treat that as a disconnect:
-    the pool reconnects, to the server that takes writes. Where there was none, only this connection is tried anew."""
+    """Treat a refused write as a disconnect: after a failover the old primary accepts connections and refuses writes
+    for ever. The pool reconnects, to the server that takes writes. If there was none, only this connection is
+    replaced."""
     if getattr(context.original_exception, "sqlstate", None) != READ_ONLY_SQL_TRANSACTION or not context.connection:
         return
     driver = context.connection.connection.dbapi_connection
     if {_says(driver, "in_hot_standby"), _says(driver, "default_transaction_read_only")} == {"off"}:
-        return  # the server takes writes; it was the app that began a read-only transaction
+        return  # the server takes writes: the app had begun a read-only transaction
     context.is_disconnect = True
     context.invalidate_pool_on_disconnect = driver not in _only_reads
 
 
 def _says(connection: Any, name: str) -> str | None:
-    """What the server has reported without being asked (since Postgres 14)."""
+    """Return a setting that the server reports without being asked (since Postgres 14)."""
     said: str | None = connection.info.parameter_status(name)
     return said
 
 
 def _pragma(setting: str) -> Callable[[Any, ConnectionPoolEntry], None]:
-    """SQLite forgets it for each connection that is opened, and NullPool opens one for each use."""
+    """Set it on each new connection: SQLite does not keep it, and NullPool opens a connection for each use."""
     return lambda connection, record: connection.execute(f"PRAGMA {setting}").close()
 
 
@@ -320,9 +321,8 @@ _pooled: "weakref.WeakKeyDictionary[Any, PooledLimits]" = weakref.WeakKeyDiction
 
 
 def empty_pools(*, close: bool) -> None:
-    """Two processes on one socket read each other's rows. Every forked child therefore starts with empty pools; the
-    connections stay open (`close=False`), since the parent still uses them. This covers gunicorn's workers with a
-    preloaded app, where a fork hook of its own would need an app context, and any other fork as well."""
+    """Start every forked child with empty pools: two processes on one socket read each other's rows. The connections
+    stay open (`close=False`), since the parent still uses them. This covers gunicorn's workers and any other fork."""
     for engine in list(_engines):
         engine.dispose(close=close)
 

@@ -1,4 +1,4 @@
-"""Tell the database's trouble, which may be gone in a moment, from the app's mistakes, and report it."""
+"""Tell transient errors of the database from the app's mistakes, and report them."""
 
 import logging
 import sqlite3
@@ -15,23 +15,24 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 log = logging.getLogger(__name__)
 
 READ_ONLY_SQL_TRANSACTION = "25006"
-# The beginnings of SQLSTATEs that may be gone in a moment: connection, conflict of transactions, resources, operator,
-# object in use, lock not available, system and I/O error. Anything else, as a row that is too long for its index
-# (54000), would be the same next time.
+# SQLSTATEs that begin so may be gone in a moment: connection, conflict of transactions, resources, operator, object in
+# use, lock not available, system and I/O error. Any other, such as a row that is too long for its index (54000), would
+# be the same next time.
 TRANSIENT = ("08", "40", "53", "57", "55006", "55P03", "58000", "58030")
 # These would be the same next time as well: the limit of a temporary file, a statement past DB_STATEMENT_TIMEOUT, a
-# transaction that was left idle for as long, one past transaction_timeout. The server closes the connection for some.
+# transaction that was idle for as long, one past transaction_timeout. For some the server closes the connection.
 THE_APPS = frozenset({"53400", "57014", "25P03", "25P04"})
 SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# An outage fails every request. The log gets one line of it in so many seconds.
+# An outage fails every request, so the log gets one line in so many seconds.
 LOG_EVERY_SECONDS = 5
 
 
 def answer_errors(app: Flask, answer: Callable[[Exception], ResponseReturnValue] | None = None) -> None:
-    """Answer the database's trouble with 503, and report it. The app's mistakes go the way that they went before.
+    """Answer transient errors of the database with 503, and report them. The app's mistakes go the way that they went
+    before.
 
-    :param answer: makes the answer from the error. Without it, it is plain text.
+    :param answer: makes the answer from the error. Without it, the answer is plain text.
     """
 
     def handle(error: Exception) -> ResponseReturnValue:
@@ -49,8 +50,8 @@ def _plain(error: Exception) -> Response:
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether it was the database's state and not the statement: a pool that stayed full, a server that is gone
-    or restarting, a lock that was held too long."""
+    """Return whether the database's state was the cause, and not the statement: a pool that stayed full, a server that
+    is gone or restarting, a lock that was held too long."""
     if isinstance(error, PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError) or (sqlstate := getattr(error.orig, "sqlstate", None)) in THE_APPS:
@@ -61,14 +62,14 @@ def is_transient(error: Exception) -> bool:
         return getattr(error.orig, "sqlite_errorcode", None) in SQLITE_BUSY
     if not isinstance(error.orig, psycopg.OperationalError):
         return False
-    # Without an SQLSTATE it was libpq that failed, and not the server. If there was a statement, there was a
-    # connection, and it is not lost: libpq refused the statement, as it does with 65,536 parameters.
+    # Without an SQLSTATE libpq failed, and not the server. If there was a statement, the connection is not lost: libpq
+    # refused the statement, as it does with 65,536 parameters.
     return error.statement is None if sqlstate is None else sqlstate.startswith(TRANSIENT)
 
 
 def report(error: Exception) -> None:
-    """Report a trouble of the database to `got_request_exception`, where error trackers listen, and to the log: the
-    first one, and then one in LOG_EVERY_SECONDS, with the number of those that were left out."""
+    """Report a transient error to `got_request_exception`, where error trackers listen, and to the log: the first one,
+    and then one in LOG_EVERY_SECONDS, with the number of those that were left out."""
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # as Flask does it for its signals
     got_request_exception.send(app, _async_wrapper=app.ensure_sync, exception=error)
     seen, now = app.extensions.setdefault("flask_pooling.errors", {"next": 0.0, "left_out": 0}), time.monotonic()
@@ -82,8 +83,8 @@ def report(error: Exception) -> None:
 
 
 def next_handler(error: Exception, ours: Callable[..., Any]) -> ResponseReturnValue:
-    """Call the app's handler for a wider class, if it has one; else raise the error again. Flask chose our handler,
-    since it is for the nearest class."""
+    """Call the app's handler for a wider class, if it has one; else raise the error again. Flask has chosen ours,
+    since its class is the nearest."""
     handlers = current_app.error_handler_spec[None][None]
     for kind in type(error).__mro__:
         if kind in handlers and handlers[kind] is not ours:
@@ -100,8 +101,8 @@ def reason(error: Exception) -> str:
 
 
 def retry_after() -> dict[str, str]:
-    """Return the header that asks to send the current request again; none if it may have changed something already.
-    It cannot have if its method is safe, nor if it never got a connection."""
+    """Return the header that asks the client to repeat this request; none if the request may have written something.
+    It cannot have written if its method is safe, or if it never got a connection."""
     may_have_written = request.method not in SAFE_METHODS and bool(g.get("pooling_connected"))
     return {} if may_have_written else {"Retry-After": "1"}
 

@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pooling:
-    """What the extension keeps in `app.extensions["flask_pooling"]`."""
+    """The extension's state, in `app.extensions["flask_pooling"]`."""
 
     app: Flask
     db: SQLAlchemy
     settings: Settings
     process: str
-    first: Engine  # the database that is asked whether the plan fits, and that readiness asks
-    name: str  # what the server calls the connections of its web workers
+    first: Engine  # of the database that the budget check and readiness ask
+    name: str  # the application_name of its web workers' connections
     prober: health.Prober
     probe_app: Flask
 
@@ -41,17 +41,17 @@ def init_app(
     pools: options.Pools | None = None,
     process: str | None = None,
 ) -> None:
-    """Call it in place of `db.init_app(app)`: the engines of `db` get the pools of the plan, and the app gets /livez,
-    /readyz, the metrics and `flask pool`.
+    """Give the engines of `db` the pools of the plan, and the app /livez, /readyz, the metrics and `flask pool`. Call
+    it in place of `db.init_app(app)`.
 
     The app's own configuration stays, and has the last word on every URL. An app under test, or on SQLite, has the
     engines that it had.
 
     :param settings: read from the environment when not given.
     :param pools: the pool of a web worker or a job, and of any other process, whatever the database is.
-    :param process: `web` for a worker of gunicorn, the name of a job in APP_JOBS, or `cli` for anything else. It is
-        found out when not given.
-    :raises SettingsError: with all that is wrong in the settings and in the options of the engines.
+    :param process: `web` for a worker of gunicorn, the name of a job in APP_JOBS, or `cli` for anything else. By
+        default the process finds out what it is.
+    :raises SettingsError: with all problems of the settings and of the engines' options.
     """
     processes.refuse_lost_hooks()
     if "sqlalchemy" in app.extensions:
@@ -77,7 +77,7 @@ def init_app(
             engine.watch(each, settings, kind, is_own=key is None)
             metrics.watch(each, kind)
     first = engines.get(None) or next(iter(engines.values()))
-    # What the port of the probes serves: without the app's own hooks, since a guard for clients would turn probes away.
+    # The port of the probes serves this app, without the owner's hooks: a guard for clients would turn probes away.
     alone = Flask("flask_pooling", static_folder=None)
     known = Pooling(
         app=app,
@@ -101,8 +101,8 @@ def init_app(
 
 
 def _more_binds_than_planned(merged: options.Merged, settings: Settings) -> list[str]:
-    """The plan counts a pool for each database of Postgres. A shell opens one connection when it needs it, and has
-    DB_RESERVED_CONNECTIONS for that."""
+    """Name DB_BINDS where there are more Postgres databases than it says: the plan counts a pool for each. A shell
+    has DB_RESERVED_CONNECTIONS for its connections."""
     watched = [key for key in merged.options if key is not None and key in merged.watched]
     names = [repr(key) for key in watched if merged.options[key]["url"].get_backend_name() == "postgresql"]
     if len(names) <= settings.db_binds:

@@ -1,6 +1,6 @@
-"""`flask pool fleet FILE` and `python -m flask_pooling fleet FILE`: the sum of all services on each server, as a gate.
+"""`flask pool fleet FILE` and `python -m flask_pooling fleet FILE`: the sum of all services on each server, for CI.
 
-The file, whose keys are named as in a plan:
+The keys of the file have the names that they have in a plan:
 
     [servers.main]
     max_connections = 100
@@ -101,7 +101,7 @@ class Fleet(_Table):
         return sum(service.connections for service in self.on(server).values())
 
     def problems(self) -> Iterator[str]:
-        """Where it does not fit, with what would help."""
+        """Name each server where the sum does not fit, and what would help."""
         for name, server in self.servers.items():
             ours, usable = self.on(name), server.usable
             pooled = server.pooler != "none"
@@ -118,7 +118,7 @@ class Fleet(_Table):
 
     @staticmethod
     def _smaller(ours: dict[str, Service], missing: int) -> Iterator[str]:
-        """The largest service, smaller."""
+        """Suggest smaller numbers for the largest service."""
         name, largest = max(ours.items(), key=lambda item: item[1].web)
         for number in "instances", "pool_size":
             for value in range(getattr(largest, number) - 1, 0, -1):
@@ -127,7 +127,7 @@ class Fleet(_Table):
                     break
 
     def total(self, name: str) -> str:
-        """What its services need of what a server has. Behind a pooler each has a database of its own."""
+        """Say what the services need, and what their server has. Behind a pooler each has a database of its own."""
         server, needed = self.servers[name], self.needed(name)
         if server.pooler == "none":
             return f"{needed} of {counted(server.usable, 'connection')}"
@@ -137,7 +137,7 @@ class Fleet(_Table):
 
 
 def read(file: Path) -> Fleet:
-    """:raises click.UsageError: with all that is wrong in it."""
+    """Read the file. :raises click.UsageError: with all that is wrong in it."""
     try:
         fleet = Fleet.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
     except ValidationError as error:
@@ -162,7 +162,7 @@ def _said(found: Any) -> str:
 
 
 def check(fleet: Fleet, urls: dict[str, str]) -> Iterator[str]:
-    """Who is connected to the live servers, against the file. :raises click.UsageError: one cannot be asked."""
+    """Compare the connections of the live servers with the file. :raises click.UsageError: one cannot be asked."""
     for name, server in fleet.servers.items():
         url = urls.get(name) or os.environ.get(server.url_env or "")
         if not url:
@@ -177,7 +177,7 @@ def check(fleet: Fleet, urls: dict[str, str]) -> Iterator[str]:
         if most != server.max_connections:
             yield f"{name}: max_connections is {most} there, and {server.max_connections} in the file"
         if server.pooler != "none":
-            continue  # the names are those of its clients, at one time or another
+            continue  # a pooled connection has the name of a client that has used it
         planned = {each: service.web for each, service in fleet.on(name).items()}
         for each, service in fleet.on(name).items():
             planned |= {f"{each}/{job}": of.copies * of.connections for job, of in service.jobs.items()}

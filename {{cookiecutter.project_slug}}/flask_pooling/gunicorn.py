@@ -1,6 +1,6 @@
-"""gunicorn's hooks: they hold the server to the plan, number the workers, and keep probes and metrics going.
+"""gunicorn's settings and hooks: they hold the server to the plan, and run the probes and the metrics.
 
-gunicorn.conf.py calls :func:`configure`, which sets what the plan says and joins the hooks.
+gunicorn.conf.py calls :func:`configure`, which sets the numbers of the plan and adds the hooks.
 """
 
 import atexit
@@ -36,11 +36,11 @@ from flask_pooling.sizing import PlanError
 log = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS = 0.5
-# What libpq says before it tries: the URL, or PG* in the environment, is wrong.
+# libpq's messages before it tries to connect: the URL, or PG* in the environment, is wrong.
 UNUSABLE = re.compile("is bad: (?!connection to)|invalid integer value|could not match|bad value for")
 ASK_AGAIN_SECONDS = 2
 DRAIN_SECONDS = 5  # WEB_GRACEFUL_TIMEOUT begins after it
-MAX_REQUESTS = 10_000  # of a worker, until it is replaced: what leaks does not grow for ever
+MAX_REQUESTS = 10_000  # then a worker is replaced, so that a leak does not grow for ever
 HOOKS = (
     *("nworkers_changed", "on_starting", "when_ready", "on_exit", "pre_fork", "post_fork", "post_worker_init"),
     *("child_exit", "worker_exit", "worker_abort"),
@@ -57,23 +57,23 @@ REFUSED = {
 
 
 def shared_memory() -> str | None:
-    """A folder in memory, where there is one: a heartbeat or a metric that waits for a slow disk stalls a worker."""
+    """Return a folder in memory, if there is one: heartbeats and metrics on a slow disk would stall workers."""
     return str(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else None
 
 
 def configure(
     names: dict[str, Any], wsgi_app: str | None = None, settings: Settings | None = None, *, name: str | None = None
 ) -> None:
-    """Call it in gunicorn.conf.py: gunicorn gets the workers and threads of the plan, and the hooks that hold it there.
+    """Give gunicorn the workers and threads of the plan, and the hooks that hold it to them. In gunicorn.conf.py:
 
         from flask_pooling.gunicorn import configure
 
         configure(globals(), "microblog:app")
 
-    What is set before stays. A hook of the file's own runs as well as ours, wherever in the file it stands.
+    What is set before stays. A hook of your own runs as well as ours, wherever in the file it is defined.
 
     :param names: the `globals()` of gunicorn.conf.py.
-    :param wsgi_app: the app, as gunicorn names it; gunicorn's command line may name another.
+    :param wsgi_app: the app, as on gunicorn's command line, which may name another.
     :param settings: read from the environment when not given.
     Exits with one clear message when there is no plan, or when the app has been made already, without it.
     """
@@ -112,10 +112,10 @@ def configure(
 
 
 class Hooks:
-    """What gunicorn has to do besides serving.
+    """gunicorn's hooks.
 
-    :param fixed: gunicorn's settings that come from the plan, and the variable that changes each on both sides of the
-        sum. What gunicorn's configuration or command line says instead is refused.
+    :param fixed: gunicorn's settings that come from the plan, and the variable that changes each. Another value in
+        gunicorn's configuration or command line is refused.
     """
 
     def __init__(self, settings: Settings, *, fixed: Mapping[str, tuple[Any, str]]) -> None:
@@ -135,7 +135,7 @@ class Hooks:
             metrics.keep_in(Path(given))
         else:
             name = f"metrics-{settings.service_name}-"
-            # Never another's is removed: one that lives may share this memory, with process ids of its own.
+            # Other folders are left alone: their process may live in another container that shares this memory.
             self.folder = Path(tempfile.mkdtemp(prefix=name, dir=shared_memory()))
             metrics.keep_in(self.folder)
             self.owner = os.getpid()
@@ -150,8 +150,8 @@ class Hooks:
         process.config, process.joints = names, {name: self.joined[name] for name in JOINTS}
 
     def join_later_ones(self, server: Any) -> None:
-        """Put our hooks beside those that gunicorn.conf.py has defined after it called `configure`, and would replace
-        ours. gunicorn calls nworkers_changed before it loads the app, and on_starting after it."""
+        """Put our hooks beside those that gunicorn.conf.py defines after `configure`, which have replaced ours.
+        gunicorn calls nworkers_changed before it loads the app, and on_starting after it."""
         for name, ours in self.joined.items():
             found = server.cfg.settings[name].get()
             if found is not ours:
@@ -165,26 +165,26 @@ class Hooks:
     # --- in the master -----------------------------------------------------------------------------------------------
 
     def on_starting(self, server: Any) -> None:
-        """The last look before anything is served: is gunicorn what was planned, and does the plan fit the database?"""
+        """Check, before anything is served, that gunicorn has the plan's numbers and the plan fits the database."""
         self.join_later_ones(server)
         self._refuse_what_is_not_planned(server)
         self._refuse_a_port_in_use(server)
         self._check_the_budget(server)
-        empty_pools(close=True)  # what was asked with, or by the app's factory, would be one beside the workers'
+        empty_pools(close=True)  # the master's own connection would come on top of the workers'
         if self.settings.probe_port:
             self.listener = probes.listen(self.settings.web_host, self.settings.probe_port)
-        self.owner = os.getpid()  # a daemon has another id than what read gunicorn.conf.py
+        self.owner = os.getpid()  # as a daemon, gunicorn has another process id by now
         if self.folder and os.geteuid() == 0:  # workers of another user write there
             for path in (self.folder, *self.folder.iterdir()):
                 os.chown(path, server.cfg.uid, server.cfg.gid)
 
     def when_ready(self, server: Any) -> None:
-        """Refuse the signals that break the plan, and freeze the objects that all workers share: if the garbage
-        collector touched them, each worker would have a copy of that memory."""
+        """Refuse the signals that break the plan, and freeze the objects that all workers share: the garbage collector
+        would touch them, and each worker would then have a copy of that memory."""
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
         by_fd = any(isinstance(address, int) for address in server.cfg.address)  # fd://3
-        if not (self.sockets_are_inherited or by_fd):  # those are open for the next start as well
+        if not (self.sockets_are_inherited or by_fd):  # such a socket stays open for the next start
             drain_on_term(server)
         gc.collect()
         gc.freeze()
@@ -194,27 +194,27 @@ class Hooks:
         log.info("%s serves on %s%s; Ctrl-C stops it", self.settings.service_name, where, probed)
 
     def pre_fork(self, server: Any, worker: Any) -> None:
-        """Number the worker, so that its metrics go where its predecessor's went."""
+        """Number the worker, so that its metrics go into its predecessor's file."""
         worker.number = next(number for number in itertools.count(1) if number not in self.numbers)
         self.numbers.add(worker.number)
 
     def child_exit(self, server: Any, worker: Any) -> None:
         self.numbers.discard(worker.number)
         metrics.leave_number(worker.number)
-        if worker.aborted:  # gunicorn's note that the worker was ended since it did not beat
+        if worker.aborted:  # gunicorn has ended the worker, since it did not beat
             metrics.metrics().workers_replaced.inc()
 
     def on_exit(self, server: Any) -> None:
         self._remove_the_folder()
 
     def _remove_the_folder(self) -> None:
-        if self.folder and self.owner == os.getpid():  # and not in a worker, which inherits this
+        if self.folder and self.owner == os.getpid():  # not in a worker, which inherits this
             shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- in a worker -------------------------------------------------------------------------------------------------
 
     def post_fork(self, server: Any, worker: Any) -> None:
-        """The pools empty themselves after any fork (engine.py); here it is the metrics."""
+        """Give the worker its own metrics. The pools empty themselves after any fork (engine.py)."""
         metrics.take_number(worker.number)
 
     def post_worker_init(self, worker: Any) -> None:
@@ -238,16 +238,16 @@ class Hooks:
             threading.Thread(target=self._ask_again, args=(each,), name="budget", daemon=True).start()
 
     def worker_exit(self, server: Any, worker: Any) -> None:
-        """A worker that ends at max_requests, or at a stop, gives its requests WEB_GRACEFUL_TIMEOUT. Python would wait
-        longer for its threads, and gunicorn would take it for a worker that hangs."""
+        """End a worker whose requests still run after WEB_GRACEFUL_TIMEOUT. Python would wait for their threads, and
+        gunicorn would take the worker for one that hangs."""
         if watchdog.in_flight:
             logging.shutdown()
             os._exit(0)
 
     def worker_abort(self, worker: Any) -> None:
-        """gunicorn replaces this worker, which has not beaten for WEB_TIMEOUT. An ordinary exit would wait for the
-        threads that hang, until gunicorn kills the worker and logs a guess about memory."""
-        # In a thread, since this has interrupted somebody who may hold the log's lock.
+        """Log what hangs, and exit: gunicorn replaces this worker, which has not beaten for WEB_TIMEOUT. An ordinary
+        exit would wait for the threads that hang, until gunicorn kills the worker and logs a guess about memory."""
+        # In a thread, since the interrupted code may hold the log's lock.
         last_words = threading.Thread(target=watchdog.report, daemon=True)
         last_words.start()
         last_words.join(LAST_WORDS_SECONDS)
@@ -280,7 +280,7 @@ class Hooks:
                     log.warning("the view %r at %s is not called: the path is flask_pooling's", rule.endpoint, rule)
 
     def _refuse_a_port_in_use(self, server: Any) -> None:
-        """gunicorn would retry for five seconds and then say "Can't connect"."""
+        """Refuse at once. gunicorn would retry for five seconds and then say "Can't connect"."""
         wanted = []
         if not self.sockets_are_inherited:
             wanted = [(address, "PORT") for address in server.cfg.address if isinstance(address, tuple)]
@@ -288,7 +288,7 @@ class Hooks:
             wanted.append(((self.settings.web_host, self.settings.probe_port), "WEB_PROBE_PORT"))
         for (host, port), variable in wanted:
             try:
-                probes.bind(host, port).close()  # if it listened, clients of a starting service could connect in vain
+                probes.bind(host, port).close()  # it does not listen, so no client can connect yet
             except OSError as error:
                 place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 if error.errno == errno.EADDRINUSE:
@@ -308,7 +308,7 @@ class Hooks:
                     sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
                 if UNUSABLE.search(reason):
                     sys.exit(f"no connection to the database can be made: {reason}")
-                # It may come up later, and readiness stays red until it does. This proves nothing about the plan.
+                # The database may come up later, and readiness stays red until then.
                 server.log.warning("the database cannot be asked whether the plan fits: %s; it is asked again", reason)
                 self.was_away.append(each)
                 continue
@@ -321,8 +321,8 @@ class Hooks:
                 server.log.warning("%s", problem)
 
     def _ask_again(self, each: "extension.Pooling") -> None:
-        """Until the database is back. Then a plan that does not fit is an error in the log, since what serves is not
-        ended."""
+        """Ask until the database is back. A plan that does not fit is then an error in the log: a service that serves
+        is not ended."""
         while True:
             time.sleep(ASK_AGAIN_SECONDS)
             with contextlib.suppress(SQLAlchemyError):
@@ -333,9 +333,9 @@ class Hooks:
 
 
 def both(ours: Callable[..., Any], theirs: Callable[..., Any] | None, theirs_first: bool) -> Callable[..., Any]:
-    """One hook that calls two. gunicorn looks at how many parameters it has, which functools.wraps tells it.
+    """Make one hook that calls two. gunicorn counts a hook's parameters, which functools.wraps keeps.
 
-    :param theirs_first: ours may end the process.
+    :param theirs_first: for hooks of ours that may end the process.
     """
     if theirs is None:
         return ours
@@ -354,9 +354,9 @@ def both(ours: Callable[..., Any], theirs: Callable[..., Any] | None, theirs_fir
 
 
 def drain_on_term(server: Any) -> None:
-    """Call it in the master. Connections that wait in the kernel's queue are reset when gunicorn stops, and a proxy
-    sends no write again that an instance may have seen. So SIGTERM first stops the kernel from making new connections,
-    which a proxy then makes to another instance. It reaches gunicorn when the workers have emptied the queue.
+    """Make the master empty the kernel's queue of connections before it stops. gunicorn would reset those that wait,
+    and a proxy does not repeat a write that an instance may have seen. So SIGTERM first stops the kernel from making
+    new connections, which a proxy then makes to another instance. It reaches gunicorn when the queue is empty.
 
     `listen(0)` in place of the filter lets one connection in at a time, and lost 1 of 473 writes of a deploy.
     """
@@ -379,14 +379,14 @@ def drain_on_term(server: Any) -> None:
 
 
 def finish_on_ctrl_c() -> None:
-    """In a worker, gunicorn's handler for Ctrl-C takes a lock that the interrupted code may hold, and the worker then
-    hangs until it is killed. The handler for SIGTERM takes no lock, so Ctrl-C is handled as SIGTERM."""
+    """Handle Ctrl-C as SIGTERM in a worker. gunicorn's handler for Ctrl-C takes a lock that the interrupted code may
+    hold, and the worker would then hang until it is killed. The one for SIGTERM takes no lock."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def _url(address: Any) -> str:
-    """As a browser takes it; the path of a Unix socket as it is."""
+    """Write an address as a browser takes it, and the path of a Unix socket as it is."""
     if not isinstance(address, tuple):
         return str(address)
     host = "127.0.0.1" if address[0] in {"0.0.0.0", "::"} else address[0]  # noqa: S104
@@ -394,8 +394,8 @@ def _url(address: Any) -> str:
 
 
 def _backlog(sockets: Any) -> float:
-    """gunicorn asks the kernel, where it can: since 25, on Linux, and not about a unix socket."""
-    # struct.error: a kernel that says less of a socket than Linux
+    """Count the connections that wait. gunicorn knows them since 25, on Linux, and not for a Unix socket."""
+    # struct.error: another kernel than Linux reports less about a socket
     with contextlib.suppress(AttributeError, struct.error):
         waiting = [each.get_backlog() for each in sockets]
         return sum(waiting) if waiting and min(waiting) >= 0 else math.nan
@@ -404,7 +404,7 @@ def _backlog(sockets: Any) -> float:
 
 def _refuse(server: Any, why: str) -> Any:
     def refuse(number: int, frame: object) -> None:
-        # In a thread, since this handler may have interrupted somebody who holds the log's lock.
+        # In a thread, since the interrupted code may hold the log's lock.
         line = f"{why}, which the plan does not count. Restart the service instead."
         threading.Thread(target=server.log.warning, args=("%s", line)).start()
 
