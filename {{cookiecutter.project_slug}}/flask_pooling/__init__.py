@@ -1,4 +1,4 @@
-"""Workers, threads and database connections that fit the server: one plan, and what holds an app to it.
+"""Workers, threads and database connections that fit the server: one plan, to which an app is held.
 
 This package knows nothing of the app around it. In place of `db.init_app(app)`:
 

@@ -1,4 +1,4 @@
-"""`python -m flask_pooling`: what needs neither an app nor its settings."""
+"""`python -m flask_pooling`: commands that need neither an app nor its settings."""
 
 import click
 

@@ -1,8 +1,8 @@
 """Liveness and readiness.
 
-Liveness never touches the database: a blip there must not restart every instance. Readiness does, and answers within a
-second whatever happens to it. It asks nothing while connections keep coming back from requests, borrows one only where
-one is idle, and gives up on a server that hangs. A worker all of whose threads hang (watchdog.py) is neither alive nor
+Liveness never asks the database: a short outage must not restart every instance. Readiness does, and answers within a
+second, whatever the database does. It asks nothing while requests return their connections, borrows a connection only
+if one is idle, and gives up on a server that hangs. A worker whose threads all hang (watchdog.py) is neither alive nor
 ready.
 """
 
@@ -23,7 +23,7 @@ from sqlalchemy.pool import QueuePool
 from flask_pooling import metrics, watchdog
 
 ANSWER_WITHIN_SECONDS = 0.8
-# A connection that came back within so many seconds is proof enough of a living database.
+# A connection that came back within so many seconds proves that the database is alive.
 PROOF_SECONDS = 1.0
 # PostgreSQL's SSLRequest message. A server, or a pooler, answers it with one byte, before any login.
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
@@ -34,7 +34,7 @@ bp = Blueprint("pooling_health", __name__)
 
 
 class Prober:
-    """Asks the database whether it answers, one question at a time, in a thread that may hang in place of ours."""
+    """Asks the database whether it answers, one question at a time. A thread of its own may hang meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -57,7 +57,7 @@ class Prober:
         return time.monotonic() - self._last_answer < PROOF_SECONDS
 
     def problem(self) -> str | None:
-        """Return what is wrong, or None."""
+        """Return the problem, or None."""
         if self.has_answered():
             return None
         if not self.may_borrow():
@@ -71,13 +71,13 @@ class Prober:
         return None
 
     def may_borrow(self) -> bool:
-        """Return whether a connection is idle, or requests use none at all. A question under way has its own."""
+        """Return whether a connection is idle, or none is in use. A question that is under way has its own."""
         pool = self.engine.pool
         asking = self._running is not None and not self._running.done()
         return asking or not isinstance(pool, QueuePool) or pool.checkedin() > 0 or pool.checkedout() == 0
 
     def _server_is_there(self) -> bool:
-        """Asked without becoming one of its connections, since the plan has none left for that."""
+        """Ask the server without logging in: the plan has no connection left for that."""
         if self._server is None:
             return self.engine.dialect.name != "postgresql"
         host, port = self._server
@@ -95,7 +95,7 @@ class Prober:
             return False
 
     def _ask(self) -> Future[None]:
-        """The question that is under way, or a new one."""
+        """Return the question that is under way, or a new one."""
         with self._lock:
             if self._running is None or self._running.done():
                 self._running = Future()

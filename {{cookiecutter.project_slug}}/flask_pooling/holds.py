@@ -1,4 +1,4 @@
-"""Who holds a connection: for how long by endpoint, and a line in the log for one on which nothing runs."""
+"""The holders of connections: seconds by endpoint, and a line in the log for a connection on which nothing runs."""
 
 import logging
 import sys
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 class Hold:
-    """A connection that is in use, from when and by whom."""
+    """A connection that is in use: since when, and by which endpoint and thread."""
 
     __slots__ = ("began", "endpoint", "environ", "is_logged", "thread", "used")
 
     def __init__(self) -> None:
         self.endpoint, self.environ = "none", dict[str, Any]()
         if has_request_context():
-            asked = request._get_current_object()  # type: ignore[attr-defined]  # once, since each look costs
+            asked = request._get_current_object()  # type: ignore[attr-defined]  # once: each use of the proxy costs
             self.endpoint, self.environ = asked.endpoint or "none", asked.environ
         self.thread, self.is_logged = threading.get_ident(), False
         self.began = self.used = time.perf_counter()
@@ -36,8 +36,7 @@ _began: "WeakKeyDictionary[Any, float]" = WeakKeyDictionary()  # the last statem
 
 
 def watch(engine: Engine) -> None:
-    """Note when a statement begins. These listeners are the dialect's, and cost their own call; an engine's would cost
-    more."""
+    """Note when a statement begins. The listeners are the dialect's, which cost less than an engine's."""
     if engine.dialect.name != "postgresql":
         return
 
@@ -49,8 +48,8 @@ def watch(engine: Engine) -> None:
 
 
 def report(limit: float) -> None:
-    """Log each hold on whose connection nothing has run for so many seconds, once. Call it at least twice a second, for
-    it learns that a statement is running by looking."""
+    """Log each connection that is held, and on which nothing has run for so many seconds, once. Call it at least twice
+    a second: it sees that a statement runs only when it looks."""
     now = time.perf_counter()
     for record, hold in [item for each in held.values() for item in each.copy().items()]:
         driver: Any = record.dbapi_connection

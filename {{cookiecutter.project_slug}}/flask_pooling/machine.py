@@ -1,10 +1,9 @@
-"""What this machine lets us use: cpus and memory, the container's limits included.
+"""The cpus and the memory that this process may use, the container's limits included.
 
-The one module that looks at the machine; the arithmetic is in sizing.py. gunicorn, `os.cpu_count()` and
-`os.process_cpu_count()` do not see a cgroup's quota: in a container with half a cpu they all report the host's.
+Only this module looks at the machine; the arithmetic is in sizing.py. gunicorn, `os.cpu_count()` and
+`os.process_cpu_count()` do not see a cgroup's quota: in a container with half a cpu they report the host's cpus.
 
-It looks once, and keeps the answer. gunicorn's config and the app ask one after the other, and a limit that changed in
-between would give them two plans.
+Each number is read once and kept. gunicorn's config and the app ask one after the other, and must get the same plan.
 """
 
 import functools
@@ -17,7 +16,7 @@ MIB = 1024 * 1024
 
 @functools.cache
 def cpus(root: Path = Path("/")) -> float:
-    """The cpus this process may use: the least of the cgroup quota (v2, v1) and the affinity mask."""
+    """Return the cpus that this process may use: the least of the cgroup quota (v2, v1) and the affinity mask."""
     found = [float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1))]
     for group in _groups(root):
         v1 = f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"
@@ -30,18 +29,18 @@ def cpus(root: Path = Path("/")) -> float:
 
 @functools.cache
 def memory_mib(root: Path = Path("/")) -> int:
-    """The memory this process may use, in MiB: the least of the cgroup limits (v2, v1) and the machine's own."""
+    """Return the memory that this process may use: the least of the cgroup limits (v2, v1) and the machine's own."""
     files = (group / name for group in _groups(root) for name in ("memory.max", "memory.limit_in_bytes"))
     limits = [int(text) for text in map(_text, files) if text.isdecimal()]
     return min([_machine_memory(root), *limits]) // MIB  # v1 writes "no limit" as a number just below 2**63
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """Every folder from our own cgroups up to their mounts: a limit on any ancestor binds us too.
+    """Yield every folder from our own cgroups up to their mounts: the limit of an ancestor holds for us as well.
 
-    v2 is mounted at /sys/fs/cgroup, or at `unified` in it where v1 is in use as well; a controller of v1 at its name.
-    Inside a container the path in /proc/self/cgroup is often the host's and does not exist below the mount; the
-    walk then ends at the mount itself, which is the container's own group.
+    v2 is mounted at /sys/fs/cgroup, or at `unified` in it beside v1; a controller of v1 is mounted at its name. In a
+    container the path in /proc/self/cgroup is often the host's, and does not exist below the mount. Then only the mount
+    itself is found, which is the container's own group.
     """
     for line in _text(root / "proc/self/cgroup").splitlines() or ["0::/"]:
         _, controllers, path = line.split(":", 2)
@@ -60,7 +59,7 @@ def _machine_memory(root: Path) -> int:
 
 
 def _text(path: Path) -> str:
-    """The file's text, or nothing where it cannot be read: a missing limit is no limit."""
+    """Return the file's text, or an empty one if it cannot be read: no file means no limit."""
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):

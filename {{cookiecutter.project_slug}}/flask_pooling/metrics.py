@@ -1,8 +1,8 @@
 """Prometheus metrics, summed over the workers of this instance.
 
 prometheus-client's multiprocess mode keeps one file for each process. Workers come and go (`max_requests`), and a file
-for each process that ever lived would slow every scrape; files are therefore named by a worker's number, which its
-successor takes over (gunicorn.py gives them).
+for each former process would slow every scrape. So a file is named by the number of its worker, which gunicorn.py gives
+to the worker's successor as well.
 """
 
 import functools
@@ -43,8 +43,8 @@ bp = Blueprint("pooling_metrics", __name__)
 
 
 class Metrics:
-    """All of them; docs/metrics.md has what each means. They are made when they are first used, since gunicorn's config
-    decides before that where they are kept."""
+    """All metrics; docs/metrics.md explains each. They are made when they are first used: by then gunicorn's config
+    has decided where they are kept."""
 
     def __init__(self) -> None:
         self.requests = Histogram(
@@ -85,11 +85,11 @@ class Metrics:
         self.sampled: dict[Gauge, Callable[[], float]] = {}
 
     def announce(self, settings: Settings) -> None:
-        """What this worker may hold, and what all instances may: each worker says so once, when it starts."""
+        """Set the numbers of the plan. Each worker does so once, when it starts."""
         plan = settings.plan
         self.slots.set(plan.threads)
         self.pool_capacity.set(plan.connections_per_worker)
-        # Behind a pooler the server's connections are the pooler's, and the plan sets no limit to ours.
+        # Behind a pooler the plan sets no limit to our connections: they are the pooler's clients.
         self.budget.set(plan.connections_usable if plan.pooler == "none" else math.inf)
         self.planned.set(plan.connections_peak)
 
@@ -124,7 +124,7 @@ def leave_number(number: int) -> None:
 
 
 def registry() -> CollectorRegistry:
-    """The metrics as they are now, summed over the workers."""
+    """Return the metrics as they are now, summed over the workers."""
     metrics().sample()
     if DIRECTORY not in os.environ:
         return REGISTRY
@@ -134,7 +134,7 @@ def registry() -> CollectorRegistry:
 
 
 def is_public() -> bool:
-    """Return whether anybody may have sent the current request: in production, numbers are on the probe port alone."""
+    """Return whether the request came by the public port in production, where numbers are on the probe port alone."""
     return current_app.extensions["flask_pooling"].settings.in_production and PRIVATE not in request.environ
 
 
@@ -152,16 +152,16 @@ def show() -> Response:
 
 
 def most(pool: sa.QueuePool) -> int:
-    """The connections that a pool may open. There is no public way to ask it for its overflow."""
+    """Return how many connections a pool may open. There is no public way to ask for its overflow."""
     return pool.size() + pool._max_overflow
 
 
 class QueuePool(sa.QueuePool):
-    """SQLAlchemy's own, which says how long its threads waited while all connections were in use. No event does."""
+    """SQLAlchemy's pool, which also measures how long threads wait for a connection. There is no event for that."""
 
     __module__ = sa.QueuePool.__module__  # its logger has this name
-    # The thread of a readiness probe that has a connection. Its own wait is not counted, nor is a request's for it:
-    # neither means that the pool is too small.
+    # The thread of a readiness probe that has a connection. Its wait is not counted, nor is that of a request for its
+    # connection: neither means that the pool is too small.
     probe: int | None = None
 
     def connect(self) -> PoolProxiedConnection:
@@ -182,7 +182,7 @@ class QueuePool(sa.QueuePool):
 def watch(engine: Engine, process: str) -> None:
     """Count what the engine's connections do.
 
-    :param process: the kind of process that they are counted under.
+    :param process: the kind of process, which is their label.
     """
     counted = metrics()
     is_open, opened = counted.connections_open.labels(process), counted.connections_opened.labels(process)

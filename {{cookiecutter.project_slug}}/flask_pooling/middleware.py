@@ -1,5 +1,5 @@
-"""WSGI middlewares that measure each request and see how it gets on, and a check that refuses requests where there is
-no plan."""
+"""WSGI middlewares that measure each request and watch its progress, and a check that refuses requests if there is no
+plan."""
 
 import io
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 REQUEST_START = re.compile(r"(?:t=)?([0-9]{10,16}(?:\.[0-9]{1,9})?)")
-YEAR_5138 = 1e11  # in seconds; what is larger has another unit
+YEAR_5138 = 1e11  # in seconds; a larger number has another unit
 WRONG_SECONDS = 3600
 # Bytes after which progress is noted, of a request's body and of an answer's.
 RECEIVED = 1024
@@ -31,7 +31,7 @@ SENT = 64 * 1024
 
 
 def refuse_without_the_plan() -> None:
-    """A server that knows nothing of the plan may have any number of workers, and has asked nobody whether they fit."""
+    """Refuse requests if another server runs the app: it may have any number of workers, which no plan has counted."""
     if current_app.testing or process.has_the_plan(current_app.extensions["flask_pooling"].process):
         return
     how = "start `gunicorn` in the folder of gunicorn.conf.py, without naming an app"
@@ -40,8 +40,8 @@ def refuse_without_the_plan() -> None:
 
 
 def queue_seconds(header: str, now: float) -> float | None:
-    """How long ago a proxy took the request, by its X-Request-Start: seconds (nginx: `t=1700000000.123`), milliseconds
-    (Heroku) or microseconds (Apache). None: it is no time, or that of a clock that is wrong."""
+    """Return how long ago a proxy took the request, by its X-Request-Start: seconds (nginx: `t=1700000000.123`),
+    milliseconds (Heroku) or microseconds (Apache). None if it is no time, or the time of a wrong clock."""
     found = REQUEST_START.fullmatch(header)
     began = float(found[1]) if found else 0
     while began > YEAR_5138:
@@ -50,8 +50,7 @@ def queue_seconds(header: str, now: float) -> float | None:
 
 
 class Measured:
-    """Around the Flask app: it sees every answer, whatever Flask did to make it. What is measured is the time until the
-    answer begins."""
+    """Measures the time until an answer begins. It is around the Flask app, so that it sees every answer."""
 
     def __init__(self, app: Flask, settings: Settings) -> None:
         self.app: WSGIApplication = app.wsgi_app
@@ -61,7 +60,7 @@ class Measured:
         started = time.perf_counter()
 
         def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
-            # By endpoint, not by path, and by known methods: a client must not be able to make up new time series.
+            # By endpoint, not by path, and by known methods only: a client must not be able to create time series.
             request = environ.get("werkzeug.request")
             endpoint = (request and request.endpoint) or "none"
             method = environ["REQUEST_METHOD"]
@@ -74,21 +73,21 @@ class Measured:
             if waited is not None:
                 metrics().queue.observe(waited)
         outside = watchdog.in_flight.get(threading.get_ident())
-        if outside and outside.views is None:  # what is around the app may have given it another environ
+        if outside and outside.views is None:  # a middleware around the app may have given it another environ
             outside.environ, outside.views = environ, self.views
         return self.app(environ, answer)
 
 
 class Watched:
-    """Around all that gunicorn calls, middlewares and mounted apps included: which thread serves what, and whether it
-    makes progress."""
+    """Notes which thread serves which request, and its progress. It is around everything that gunicorn calls, other
+    middlewares and mounted apps included."""
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         thread, request = threading.get_ident(), watchdog.Request(environ)
-        environ["wsgi.file_wrapper"] = FileWrapper  # gunicorn's sends a file where nobody sees how it gets on
+        environ["wsgi.file_wrapper"] = FileWrapper  # gunicorn's sends a file past us, without visible progress
         if int(environ.get("CONTENT_LENGTH") or 0) > RECEIVED or "HTTP_TRANSFER_ENCODING" in environ:
             environ["wsgi.input"] = io.BufferedReader(Input(environ["wsgi.input"], request), RECEIVED)
         watchdog.in_flight[thread] = request
@@ -101,7 +100,7 @@ class Watched:
 
 
 class Input(io.RawIOBase):
-    """A request's body. What still arrives makes progress, however slowly."""
+    """A request's body. A request whose body still arrives makes progress, however slowly."""
 
     def __init__(self, stream: Any, request: watchdog.Request) -> None:
         self.stream, self.request = stream, request
@@ -112,7 +111,7 @@ class Input(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             part = self.stream.read(min(len(buffer), RECEIVED))
-        except (OSError, ParseException) as error:  # a chunk that is malformed, a client that went away: 400
+        except (OSError, ParseException) as error:  # a client that went away, or a malformed chunk: 400
             raise ClientDisconnected from error
         self.request.moved = time.monotonic()
         buffer[: len(part)] = part
@@ -132,7 +131,7 @@ class Body:
                 self.request.moved = time.monotonic()
                 yield part[begin : begin + SENT] if len(part) > SENT else part
             self.request.pauses = True
-        self.request.pauses = False  # what is done at the end may hang
+        self.request.pauses = False  # the code after the last part may hang
 
     def close(self) -> None:
         try:

@@ -1,6 +1,6 @@
-"""Merges the plan's pool into the options that an app gives to its engines. What is the owner's stays.
+"""Merge the plan's pool into the options that an app gives to its engines. The owner's options stay.
 
-The app's configuration has the last word on every URL. What would break the plan is refused by name.
+The app's configuration has the last word on every URL. An option that would break the plan is refused by name.
 """
 
 import importlib.util
@@ -20,10 +20,10 @@ from flask_pooling.settings import Settings, SettingsError
 
 Pools = tuple[type[engine.NullPool] | type[engine.QueuePool], type[engine.NullPool] | type[engine.QueuePool]]
 
-# The plan's, whoever else sets them. The rest of a pool's options stay the owner's: pool_pre_ping, pool_recycle ...
+# The plan sets these. All other options of a pool stay the owner's: pool_pre_ping, pool_recycle ...
 SIZES = {"pool_size": "DB_POOL_SIZE", "max_overflow": "DB_MAX_OVERFLOW"}
 PLANNED = {"poolclass", *SIZES}
-OF_A_QUEUE = {"pool_timeout", "pool_use_lifo"}  # a TypeError, if they reach a NullPool
+OF_A_QUEUE = {"pool_timeout", "pool_use_lifo"}  # a NullPool takes neither: TypeError
 AROUND_THE_PLAN = {
     "pool": "a pool of your own is not counted by the plan",
     "creator": "what it opens has none of the plan's limits; to fetch a password, use SQLAlchemy's do_connect event",
@@ -33,17 +33,17 @@ AUTOCOMMIT = "it would commit each statement by itself, and roll nothing back; u
 
 @dataclass(kw_only=True)
 class Merged:
-    """What the engines of an app are made with, by bind key. None is the first one."""
+    """The options of the engines of an app, by bind key. None is the first engine's key."""
 
     options: dict[str | None, dict[str, Any]]
-    name: str = ""  # what the server calls our connections
-    watched: set[str | None] = field(default_factory=set)  # those that have the plan's pool
+    name: str = ""  # the application_name of our connections
+    watched: set[str | None] = field(default_factory=set)  # the keys of engines that have the plan's pool
     problems: list[str] = field(default_factory=list)
 
 
 def given(app: Flask, db: SQLAlchemy) -> dict[str | None, dict[str, Any]]:
-    """The options of each engine with its URL, put together as Flask-SQLAlchemy does it."""
-    # The constructor's. There is no public way to ask for them; tests/library/test_options.py fails when this changes.
+    """Collect the options of each engine, with its URL, as Flask-SQLAlchemy does."""
+    # The constructor's. There is no public way to ask for them. tests/library/test_options.py fails when this changes.
     always: dict[str, Any] = db._engine_options
     found: dict[str | None, dict[str, Any]] = {}
     for key, value in (app.config.get("SQLALCHEMY_BINDS") or {}).items():
@@ -57,10 +57,10 @@ def given(app: Flask, db: SQLAlchemy) -> dict[str | None, dict[str, Any]]:
 
 
 def merge(app: Flask, db: SQLAlchemy, settings: Settings, process: str, pools: Pools | None) -> Merged:
-    """The options of every engine of the app, with the plan's pool where the plan counts.
+    """Put the plan's pool into the options of every engine that the plan counts.
 
-    :param pools: the pool of a web worker or a job, and of any other process. When it is not given, Postgres outside of
-        tests has a QueuePool and a NullPool, and any other engine is as the app makes it.
+    :param pools: the pool of a web worker or a job, and of any other process. By default Postgres outside of tests has
+        a QueuePool and a NullPool, and any other engine is as the app makes it.
     """
     merged = Merged(options=given(app, db), name=settings.service_name)
     for key, theirs in merged.options.items():
@@ -102,7 +102,7 @@ def bind(app: Flask, db: SQLAlchemy, merged: Merged) -> None:
     options = {key: dict(each) for key, each in merged.options.items()}
     if (first := options.pop(None, None)) is not None:
         url = first.pop("url")
-        # A text where the app had a text: migrations/env.py of older versions of Flask-Migrate reads it.
+        # A string where the app had a string: migrations/env.py of older versions of Flask-Migrate reads it.
         app.config["SQLALCHEMY_DATABASE_URI"] = _as_given(app.config.get("SQLALCHEMY_DATABASE_URI"), url)
         app.config["SQLALCHEMY_ENGINE_OPTIONS"] = first
     app.config["SQLALCHEMY_BINDS"] = options
@@ -114,7 +114,7 @@ def bind(app: Flask, db: SQLAlchemy, merged: Merged) -> None:
 
 
 def _usable(url: Any) -> URL:
-    """A URL of Postgres with psycopg as its driver.
+    """Return a URL of Postgres with psycopg as its driver.
 
     :raises ValueError: it cannot be used, or would change the driver in silence.
     """
@@ -130,22 +130,22 @@ def _text(url: Any) -> str:
 
 
 def _as_given(theirs: Any, url: Any) -> str:
-    """The app's own text with the driver, if it means the same. SQLAlchemy writes %2F for a /, at which the env.py of
-    Flask-Migrate before 2.5 stops."""
+    """Return the app's own text with the driver, if it means the same. SQLAlchemy would write %2F for a /, and the
+    env.py of Flask-Migrate before 2.5 fails on that."""
     given, rendered = _text(theirs).partition("://"), _text(url)
     same = rendered.partition("://")[0] + "://" + given[2]
     return same if given[1] and sa.make_url(same) == sa.make_url(rendered) else rendered
 
 
 def _told(url: URL, theirs: Mapping[str, Any]) -> URL:
-    """The URL with what `connect_args` tell libpq beside it, to be read and not to be connected with."""
+    """Add the parameters that `connect_args` give to libpq. The URL that is returned is for reading alone."""
     known = {option.keyword.decode() for option in Conninfo.get_defaults()}
     said = theirs.get("connect_args", {}).items()
     return url.update_query_dict({name: str(value) for name, value in said if name in known})
 
 
 def _refused(theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str, process: str) -> Iterator[str]:
-    """What would break the plan, or what the plan would change in silence."""
+    """Name each option that would break the plan, or that the plan would change in silence."""
     for name, why in AROUND_THE_PLAN.items():
         if theirs.get(name) is not None:
             yield f"{where}: {name}: {why}; leave it out"

@@ -1,4 +1,4 @@
-"""/pool: one page that draws the plan, and what of it is in use now. /pool.json has its numbers."""
+"""/pool: one page that draws the plan, and how much of it is in use. /pool.json has the numbers."""
 
 import math
 import secrets
@@ -11,7 +11,7 @@ from flask_pooling.cli import plan_as_dict
 from flask_pooling.settings import Settings
 from flask_pooling.sizing import SUPERUSER_RESERVED
 
-# What is drawn of the metrics.
+# The metrics that are drawn.
 SUMS = (
     *("web_slots", "web_slots_busy", "web_slots_over_limit", "web_backlog", "http_queue_seconds_count"),
     *("http_queue_seconds_sum", "db_connections_open", "db_pool_checked_out", "db_pool_capacity"),
@@ -35,7 +35,7 @@ def show() -> Response:
 
 @bp.get("/pool.json")
 def numbers() -> Response:
-    """The plan, and the sums over this instance's workers."""
+    """Return the plan, and the sums over this instance's workers."""
     settings: Settings = current_app.extensions["flask_pooling"].settings
     plan = plan_as_dict(settings.plan) | {"superusers": SUPERUSER_RESERVED, "timeout": settings.web_timeout}
     now: dict[str, float | None] = dict.fromkeys(SUMS, 0)

@@ -1,7 +1,7 @@
 """/livez, /readyz, /metrics and /pool on a listener of their own, served by a thread in each worker.
 
-On the main listener a probe queues behind the requests that wait for a thread: under load alone it would take seconds,
-and an orchestrator would restart instances because they are busy. Here nothing queues but other probes.
+On the service's own port a probe queues behind the requests that wait for a thread. Under load that takes seconds, and
+an orchestrator would restart instances because they are busy. On this port only other probes queue.
 """
 
 import socket
@@ -11,15 +11,15 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import WSGIApplication
 
-PRIVATE = "flask_pooling.private"  # in the environ of a request that came in here
+PRIVATE = "flask_pooling.private"  # in the environ of a request that came by this port
 BACKLOG = 64
 CLIENT_SECONDS = 5
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that has this address, and does not listen yet.
+    """Return a socket that has this address, and does not listen yet.
 
-    :raises OSError: the address cannot be had.
+    :raises OSError: the address is in use, or is not this machine's.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
@@ -34,15 +34,15 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket that all workers accept on; made in the master, before they are forked."""
+    """Make the socket that all workers accept on, in the master before they are forked."""
     listener = bind(host, port)
     listener.listen(BACKLOG)
-    listener.setblocking(False)  # all workers wake up for a probe, one gets it, and the others must not block
+    listener.setblocking(False)  # all workers wake up for a probe and one gets it; the others must not block
     return listener
 
 
 def serve(listener: socket.socket, app: WSGIApplication) -> None:
-    """Answer probes from a background thread of this worker, for as long as it lives."""
+    """Answer probes in a thread of this worker, for as long as the worker lives."""
     server = ProbeServer(listener.getsockname()[:2], Handler, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
@@ -57,7 +57,7 @@ class ProbeServer(ThreadingMixIn, WSGIServer):
     server_port = 0
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is its own affair."""
+        """Log nothing when a client goes away."""
 
 
 class Handler(WSGIRequestHandler):

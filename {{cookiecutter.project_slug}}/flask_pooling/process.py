@@ -1,20 +1,20 @@
-"""Finds out what kind of process this is: a worker of gunicorn, a job of APP_JOBS, or anything else."""
+"""Find out what kind of process this is: a worker of gunicorn, a job of APP_JOBS, or anything else."""
 
 from flask_pooling.settings import Settings, SettingsError
 
-# A job has its name in APP_JOBS instead.
+# The kinds of processes. A job's kind is its name in APP_JOBS.
 WEB = "web"  # a worker of gunicorn
 CLI = "cli"  # a shell, a cron job, a migration
 
 # True in the process that has read gunicorn.conf.py, and in its workers, which are forked from it.
 in_gunicorn = False
-# gunicorn.conf.py as it ended, and our hooks in it from which the others are joined.
+# The names of gunicorn.conf.py, and the two hooks of ours that add the others to those of the file.
 config: dict[str, object] = {}
 joints: dict[str, object] = {}
 
 
 def of(settings: Settings) -> str:
-    """Say which kind this process is.
+    """Return the kind of this process.
 
     :raises SettingsError: APP_JOB names a job that is not in APP_JOBS.
     """
@@ -31,8 +31,8 @@ def checked(process: str, settings: Settings) -> str:
 
 
 def refuse_lost_hooks() -> None:
-    """Hooks that gunicorn.conf.py defines after `configure` are joined to ours from one of two of ours. Without both of
-    them nothing would hold gunicorn to the plan.
+    """Refuse a gunicorn.conf.py that has replaced both of the hooks that would put ours back beside its own. Nothing
+    would hold gunicorn to the plan.
 
     :raises SettingsError: it has replaced both.
     """
@@ -42,5 +42,5 @@ def refuse_lost_hooks() -> None:
 
 
 def has_the_plan(process: str) -> bool:
-    """Whether this is a web worker that gunicorn.conf.py has started."""
+    """Return whether this is a web worker that gunicorn.conf.py has started."""
     return in_gunicorn and process == WEB

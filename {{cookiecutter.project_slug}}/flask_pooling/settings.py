@@ -1,7 +1,7 @@
 """The settings of this package: `DB_*`, `WEB_*`, `APP_INSTANCES`, `APP_JOBS` and `PORT`, read from the environment.
 
-An app's own settings class derives from :class:`Settings` and adds what is its own, one line each. Each field
-says what its value may be; :meth:`Settings.problems` says how values depend on each other.
+An app's own settings class derives from :class:`Settings` and adds its own, one line each. A field holds the limits of
+its value; :meth:`Settings.problems` checks how values depend on each other.
 """
 
 import contextlib
@@ -49,7 +49,8 @@ SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SA
 # Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
 INJECTED = re.compile(r"(tcp|udp|sctp)://")
 PREFIXES = ("APP_", "DB_", "WEB_")
-# How alike two names are, by difflib. A letter of ten is wrong or missing: it can be nothing else. Less is a warning.
+# How similar two names must be, by difflib. Above the first, about a letter of ten is wrong or missing, and the name is
+# refused. Above the second it is a warning.
 MISSPELT, LIKE = 0.93, 0.85
 OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to be warned of
 
@@ -73,21 +74,21 @@ class SettingsError(RuntimeError):
 
 
 def _digits(value: Any) -> Any:
-    """int() would also take " 5", "+5" and "1_000"."""
+    """Take digits alone. int() would also take " 5", "+5" and "1_000"."""
     if isinstance(value, str) and not re.fullmatch("[0-9]{1,18}", value):
         raise ValueError("is not a whole number")
     return value
 
 
 def _decimal(value: Any) -> Any:
-    """float() would also take "1e3", "nan" and "inf"."""
+    """Take a decimal number alone. float() would also take "1e3", "nan" and "inf"."""
     if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
         raise ValueError("is not a number of seconds")
     return value
 
 
 def _jobs(value: Any) -> Any:
-    """`worker=2x4,scheduler=1x1`: two workers with four connections each, and one scheduler with one."""
+    """Read `worker=2x4,scheduler=1x1`: two workers with four connections each, and one scheduler with one."""
     if not isinstance(value, str):
         return value
     jobs: dict[str, sizing.Job] = {}
@@ -103,7 +104,7 @@ def _jobs(value: Any) -> Any:
 
 
 def _address(value: str) -> str:
-    """An address or a name, or an IPv6 address in either spelling: `::` and `[::]`."""
+    """Take an address or a host name. An IPv6 address may have brackets: `::` and `[::]`."""
     address = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
     with contextlib.suppress(ValueError):
         return str(ipaddress.ip_address(address))
@@ -113,8 +114,8 @@ def _address(value: str) -> str:
 
 
 def _has_something_around_it(value: str) -> bool:
-    """What a file, a form or `docker run --env-file` leaves: a line break, quotes, a byte order mark. A text of several
-    lines, such as a key, may end in one."""
+    """Return whether a file, a form or `docker run --env-file` has left a line break, quotes or a byte order mark. A
+    text of several lines, such as a key, may end in a line break."""
     first, last = value[:1], value[-1:]
     if "\n" in value.strip():
         return False
@@ -123,7 +124,7 @@ def _has_something_around_it(value: str) -> bool:
 
 
 def _not_injected(value: Any) -> Any:
-    """Kubernetes sets WEB_PROBE_PORT, too, for a Service that is called web-probe."""
+    """Ignore an address: Kubernetes sets WEB_PROBE_PORT for a Service that is called web-probe."""
     return None if isinstance(value, str) and INJECTED.match(value) else value
 
 
@@ -138,9 +139,9 @@ Address = Annotated[str, AfterValidator(_address)]
 
 
 class Settings(BaseSettings):
-    """What the plan, the pools and gunicorn are made from. README.md has the meaning and the unit of each.
+    """The settings of the plan, the pools and gunicorn. README.md has the meaning and the unit of each.
 
-    An empty variable is one that is not set.
+    An empty variable counts as not set.
     """
 
     model_config = SettingsConfigDict(
@@ -151,7 +152,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
     )
 
-    # Whether a name that is almost one of these stops the start. In an app that had settings before it is a warning.
+    # A name that is almost one of these stops the start. In an app that takes the library in, it is a warning.
     strict: ClassVar[bool] = False
 
     _name: str = PrivateAttr("flask")
@@ -189,10 +190,10 @@ class Settings(BaseSettings):
     def load(cls, *, name: str = "flask", numbers_only: bool = False, **given: Any) -> Self:
         """Read the environment.
 
-        :param name: what the service is called, where the class does not say it.
+        :param name: the service's name, unless the class has one.
         :param given: settings that come before the environment's.
-        :param numbers_only: for `flask pool plan`, which is arithmetic: no secret and no database is needed, and
-            whether the numbers fit together is what is asked.
+        :param numbers_only: for `flask pool plan`, which needs no secret and no database, and answers itself whether
+            the numbers fit together.
         :raises SettingsError: with all problems at once.
         """
         environ = {variable.upper(): value for variable, value in cls.environment().items() if value}
@@ -203,12 +204,12 @@ class Settings(BaseSettings):
         except NoJson as error:  # in a list or a model of the app's own
             raise SettingsError([*problems, str(error)]) from None
         except ValidationError as error:
-            # What a validator of the whole model says belongs to no field.
+            # An error of a validator for the whole model belongs to no field.
             problems += [_reason(found) for found in error.errors() if not found["loc"]]
             wrong = {str(found["loc"][0]): found for found in error.errors() if found["loc"]}
             told = [field for field in wrong if field in Settings.model_fields or not numbers_only]
             problems += [_problem(cls, field, environ, wrong[field]) for field in told]
-            # What depends on other values is looked at with the defaults in the place of those that are wrong.
+            # Values that depend on each other are checked with defaults in the place of the wrong ones.
             defaults = {
                 field: cls.model_fields[field].get_default(call_default_factory=True)
                 for field in wrong.keys() & cls.model_fields.keys()
@@ -228,7 +229,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def takes(cls, variable: str, value: str) -> bool:
-        """Whether a setting would take this value. APP_INSTANCE=i-0abc is another program's."""
+        """Return whether a setting would take this value. APP_INSTANCE=i-0abc is another program's."""
         field = cls.model_fields[variable.lower()].rebuild_annotation()
         try:
             TypeAdapter(field, config={"arbitrary_types_allowed": True}).validate_python(value)
@@ -238,7 +239,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def environment(cls) -> Mapping[str, str]:
-        """What is set. A class that reads more than the environment says so here."""
+        """Return the variables that are set. A class that reads more than the environment overrides this."""
         return os.environ
 
     @field_validator("*", mode="before")
@@ -249,8 +250,7 @@ class Settings(BaseSettings):
         return value
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with values that are right one by one, but not together. A class that derives from this adds
-        its own."""
+        """Name the values that are right one by one, but not together. A class that derives from this adds its own."""
         yield from self._broken_ladder()
         if self.probe_port == self.port:
             yield f"WEB_PROBE_PORT={self.probe_port}: must be another port than PORT"
@@ -268,7 +268,7 @@ class Settings(BaseSettings):
             yield str(error)
 
     def _broken_ladder(self) -> Iterator[str]:
-        """Each wait must end before the one around it does, or the outer one gives up on work that still goes on."""
+        """Name the waits that do not end before the one around them, which would give up on work that still runs."""
         connect, wait, statement = self.db_connect_timeout, self.db_pool_timeout, self.db_statement_timeout
         if connect > wait:
             yield f"DB_CONNECT_TIMEOUT={connect:g} must be at most DB_POOL_TIMEOUT={wait:g}"
@@ -284,51 +284,50 @@ class Settings(BaseSettings):
         return self.plan_if()
 
     def plan_if(self, **what_if: Any) -> sizing.Plan:
-        """The plan with other numbers in place of these, for those that are not None."""
+        """Make the plan with other numbers, where they are not None, in place of these."""
         numbers = {number: getattr(self, setting) for number, setting in PLANNED_WITH.items()}
         numbers |= {"cpus": machine.cpus(), "memory_mib": machine.memory_mib()}
         return sizing.plan(**(numbers | {name: value for name, value in what_if.items() if value is not None}))
 
     @property
     def bind(self) -> str:
-        """As gunicorn takes it: an IPv6 address is in brackets."""
+        """The address as gunicorn takes it: an IPv6 address has brackets."""
         return f"[{self.web_host}]:{self.port}" if ":" in self.web_host else f"{self.web_host}:{self.port}"
 
     @property
     def probe_port(self) -> int:
-        """The port of /livez, /readyz and /metrics alone; 0: there is none."""
+        """The port of the probes and the metrics. 0 means that there is none."""
         return self.port + 1 if self.web_probe_port is None else self.web_probe_port
 
     @property
     def service_name(self) -> str:
-        """What the service is called: its connections carry the name, and so does its folder of metrics."""
+        """The service's name, which its connections and its folder of metrics have."""
         return self._name
 
     @property
     def in_production(self) -> bool:
-        """Whether this is production: then metrics are on the probe port alone."""
+        """True in production, where metrics are on the probe port alone."""
         return os.environ.get("APP_ENV", "production") not in {"development", "testing"}
 
     @property
     def refuses_strangers(self) -> bool:
-        """Whether a server that gunicorn.conf.py has not started gets 503 for each request. In an app that was there
-        before, only where its environment says that this is production."""
+        """True if a server that gunicorn.conf.py has not started answers each request with 503. An app that takes the
+        library in does so only if its environment names production."""
         return self.in_production and (self.strict or "APP_ENV" in os.environ)
 
     @property
     def lock_timeout(self) -> float:
-        """Seconds. Halfway between DB_POOL_TIMEOUT and DB_STATEMENT_TIMEOUT, so that a wait for a lock is reported as
-        such."""
+        """Seconds, halfway between DB_POOL_TIMEOUT and DB_STATEMENT_TIMEOUT, so that the error names the lock."""
         return (self.db_pool_timeout + self.db_statement_timeout) / 2
 
 
-# --- what is said of a wrong value -----------------------------------------------------------------------------------
+# --- messages about wrong values -------------------------------------------------------------------------------------
 
 
 def dead_keys(names: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """Name the keys that Flask-SQLAlchemy ignores, wherever they were set, and what to set instead.
+    """Name the keys that Flask-SQLAlchemy ignores, and what to set instead.
 
-    :param options: the engine's. What an app hands on to them is not ignored, and is a warning.
+    :param options: the engine's. A key that the app passes on to them has an effect, so it is a warning.
     """
     for dead, living in DEAD_KEYS.items():
         if dead in names:
@@ -341,13 +340,13 @@ def dead_keys(names: Mapping[str, Any], options: Mapping[str, Any] | None = None
 
 
 def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[str]:
-    """Name what is almost one of our settings. Others pass: Kubernetes injects DB_PORT, WEB_SERVICE_HOST and the like.
+    """Name each variable that is almost one of our settings. Others pass: Kubernetes injects DB_PORT and the like.
 
-    What can be nothing else is a problem where the class is strict; anything less near is a warning.
+    If the class is strict, a name that can be nothing else is a problem. A less similar one is a warning.
     """
     known = [name.upper() for name in settings.model_fields]
     for name, value in sorted(given.items()):
-        readable = name.strip("\ufeff \t\r")  # a byte order mark is what an editor leaves at the start of a file
+        readable = name.strip("\ufeff \t\r")  # an editor may leave a byte order mark at the start of a file
         if name in known or not readable.startswith(PREFIXES) or INJECTED.match(value):
             continue
         near = _nearest(readable, known)
@@ -362,7 +361,7 @@ def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[st
 
 
 def _nearest(name: str, known: list[str]) -> str | None:
-    """The setting that a name may have been meant for: DB_POOL for DB_POOL_SIZE, WEB_TREADS for WEB_THREADS."""
+    """Return the setting that a name may stand for: DB_POOL for DB_POOL_SIZE, WEB_TREADS for WEB_THREADS."""
     injected = name.endswith(OFTEN_INJECTED)
     words, of_its_kind = set(name.split("_")), [each for each in known if each[:3] == name[:3]]
     longer = [each for each in of_its_kind if words < set(each.split("_")) and "DB" in words and not injected]
@@ -371,13 +370,13 @@ def _nearest(name: str, known: list[str]) -> str | None:
 
 
 def _alike(one: str, other: str) -> float:
-    """How alike two names are, from 0 to 1. An underscore or an S more or less makes no difference."""
+    """Rate how similar two names are, from 0 to 1. Underscores and an S at the end make no difference."""
     bare = [re.sub("[_-]|S$", "", each) for each in (one, other)]
     return difflib.SequenceMatcher(a=bare[0], b=bare[1]).ratio()
 
 
 def _hides(settings: type[Settings], field: str) -> bool:
-    """Whether a value is not shown: one of the app's own, unless it is a number or a choice."""
+    """Return whether a value is hidden: that of a setting of the app's own, unless it is a number or a choice."""
     kind = settings.model_fields[field].annotation if field in settings.model_fields else None
     is_shown = isinstance(kind, type) and issubclass(kind, int | float | StrEnum)
     return field not in Settings.model_fields and not is_shown
@@ -392,7 +391,7 @@ def _problem(settings: type[Settings], field: str, given: Mapping[str, str], fou
 
 
 def _named(name: str, value: Any, *, hide: bool = False) -> str:
-    """`NAME='value'`, unless the value may be a secret: a database's URL lands in the wrong variable easily."""
+    """Write `NAME='value'`, or `NAME=***` for what may be a secret, such as a URL in the wrong variable."""
     name = name.upper()
     hide = hide or (bool(SECRET.search(name)) and name not in DEAD_KEYS)
     return f"{name}=***" if hide or "@" in str(value) else f"{name}={value!r}"

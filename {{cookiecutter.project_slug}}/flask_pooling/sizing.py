@@ -1,14 +1,14 @@
 """The sizing arithmetic: numbers in, a frozen plan out.
 
-gunicorn.conf.py and the Flask config ask the same :func:`plan`, so the workers that are started and the pools that
-they open cannot disagree. Nothing here reads the environment, the machine or the database.
+gunicorn.conf.py and the app ask the same :func:`plan`, so the workers and their pools cannot disagree. Nothing here
+reads the environment, the machine or the database.
 
 The plan in one line:
 
 >>> print(plan(cpus=2, memory_mib=4096, max_connections=100, instances=2).sum)
 2 instances x 3 workers x (4 + 0) = 24 of 87 connections (100 - 3 for superusers - 10 reserved)
 
-Behind a pooler the peak is its clients, and the server sees what the pooler opens:
+Behind a pooler the peak is the number of its clients. The server has the pooler's connections:
 
 >>> thousand = {"cpus": 1, "memory_mib": 1024, "max_connections": 100, "instances": 1000, "pooler": "pgbouncer"}
 >>> print(plan(**thousand).sum)
@@ -29,23 +29,23 @@ from typing import Any, NamedTuple
 SUPERUSER_RESERVED = 3
 DEFAULT_RESERVED = 10
 # Measured: 32 MiB (PSS) after 10,000 reads with the master's share, and up to 108 (RSS) with the largest pages in
-# all threads. The rest is for the app that this becomes.
+# all threads. The rest is for an app that grows.
 DEFAULT_WORKER_MEMORY_MIB = 150
-# One worker more than cores keeps the cores busy while others wait for the database, and one that hangs or is replaced
-# is not the only one. Four threads are enough where requests compute and ask the database in turn. More only help those
-# whose requests mostly wait for the database, at a connection each: WEB_THREADS is for them.
+# One worker more than there are cores keeps the cores busy while others wait for the database. Four threads are enough
+# for requests that compute and ask the database in turn. More threads only help where requests mostly wait for the
+# database, and each takes a connection: WEB_THREADS is for that.
 GTHREAD_THREADS = 4
-# With four threads and two instances these are 96 connections, more than a Postgres with its own defaults has to give.
-# And each idle worker wakes up for each new client. A larger machine is better filled with more instances.
+# With four threads and two instances these are 96 connections, more than a Postgres with default settings has. And each
+# idle worker wakes up for each new client. On a larger machine, run more instances.
 MAX_WORKERS = 12
 # One slot means that a single slow request is an outage.
 MIN_SLOTS = 2
-# What the master and the page cache need, and the share of the memory that is planned at all.
+# The memory of the master and the page cache, and the share of the memory that is planned.
 MASTER_MEMORY_MIB = 64
 MEMORY_SHARE = 0.8
 PGBOUNCER_POOL_SIZE = 20
-PGBOUNCER_FILES = 10  # besides its clients and servers, as it reckons itself
-# The numbers that an owner may set. If the plan does not fit, a smaller one might.
+PGBOUNCER_FILES = 10  # besides its clients and servers, by its own count
+# The numbers that an owner may set. If the plan does not fit, a smaller number may.
 GIVEN = {
     "workers": "WEB_CONCURRENCY",
     "threads": "WEB_THREADS",
@@ -55,7 +55,8 @@ GIVEN = {
 
 
 def counted(number: int, noun: str) -> str:
-    """
+    """Write a number and its noun.
+
     >>> counted(1, "worker"), counted(2, "worker")
     ('1 worker', '2 workers')
     """
@@ -64,8 +65,7 @@ def counted(number: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """A kind of process beside the web workers that keeps connections: `copies` of it, with `connections` each, to each
-    database."""
+    """Processes of one kind, other than web workers: `copies` of them, with `connections` each to each database."""
 
     copies: int
     connections: int
@@ -95,12 +95,12 @@ class PlanError(ValueError):
 
 
 class TooLittleMemoryError(PlanError):
-    """Too little for web workers. Other processes can do with it."""
+    """Too little memory for web workers. For other processes it may be enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers:
-    """What a plan is made from. `workers`, `threads` and `pool_size` are taken as they are where given."""
+    """The inputs of a plan. `workers`, `threads` and `pool_size` stay as they are if they are given."""
 
     cpus: float
     memory_mib: int
@@ -114,45 +114,44 @@ class Numbers:
     pool_size: int | None = None
     max_overflow: int = 0
     pooler: str = "none"
-    poolers: int = 1  # how many of it; a client may come by any of them
+    poolers: int = 1  # how many of it; a client may connect to any of them
     binds: int = 0  # Postgres databases of SQLALCHEMY_BINDS; every worker keeps a pool for each
     jobs: Mapping[str, Job] = field(default_factory=dict)  # other processes that keep connections, by name
 
     def connections_for(self, threads: int) -> int:
-        """The connections of a worker with so many threads."""
+        """Return the connections of a worker with so many threads."""
         return (1 + self.binds) * ((threads if self.pool_size is None else self.pool_size) + self.max_overflow)
 
     def connections_of(self, job: Job) -> int:
-        """The most connections that all copies of a job can hold open: each has a pool for each database."""
+        """Return the most connections that all copies of a job can hold: each has a pool for each database."""
         return (1 + self.binds) * job.copies * job.connections
 
     @property
     def connections_jobs(self) -> int:
-        """The most connections that all jobs together can hold open."""
+        """The most connections that all jobs together can hold."""
         return sum(map(self.connections_of, self.jobs.values()))
 
     @property
     def connections_usable(self) -> int:
-        """The connections of the server that are left for the web workers, or for the poolers: jobs come through them
-        as well."""
+        """The connections that the server has for the web workers, or for the poolers, which serve the jobs as well."""
         jobs = self.connections_jobs if self.pooler == "none" else 0
         return self.max_connections - SUPERUSER_RESERVED - self.reserved - jobs
 
     @property
     def connections_per_pooler(self) -> int:
-        """The most that one of the poolers may open to each database, so that all of them fit."""
+        """The most connections that each pooler may open to each database."""
         return max(0, self.connections_usable) // ((1 + self.binds) * self.poolers)
 
     @property
     def left_over(self) -> str:
-        """How the usable connections are reckoned, in words."""
+        """The sum behind the usable connections."""
         for_jobs = f" - {self.connections_jobs} for jobs" if self.connections_jobs and self.pooler == "none" else ""
         return f"{self.max_connections} - {SUPERUSER_RESERVED} for superusers - {self.reserved} reserved{for_jobs}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Numbers):
-    """How many processes, threads and connections one instance gets, and what all instances may hold at once."""
+    """The workers, threads and connections of one instance, and the connections of all instances together."""
 
     workers: int
     threads: int
@@ -166,7 +165,7 @@ class Plan(Numbers):
 
     @property
     def connections_per_worker(self) -> int:
-        """Each database of SQLALCHEMY_BINDS has a pool like the first one."""
+        """The connections of one worker, to all its databases."""
         return self.connections_for(self.threads)
 
     @property
@@ -175,22 +174,21 @@ class Plan(Numbers):
 
     @property
     def connections_peak(self) -> int:
-        """The most connections that the web workers of all instances together can hold open."""
+        """The most connections that the web workers of all instances together can hold."""
         return self.instances * self.connections_per_instance
 
     @property
     def role_limit(self) -> int:
-        """The server's own limit for the service's role: what the plan counts, and half of what is reserved for its
-        migrations, checks, cron jobs and shells. The other half stays free of it, for psql, monitoring and others."""
+        """The server's own limit for the service's role: the connections of the plan, and half of the reserved ones for
+        migrations, checks, cron jobs and shells. The other half stays free for psql, monitoring and other roles."""
         ours = self.connections_peak + self.connections_jobs if self.pooler == "none" else self.connections_usable
         return ours + math.ceil(self.reserved / 2)
 
     @property
     def pooler_sizes(self) -> dict[str, int]:
-        """PgBouncer's settings, the same for each of them. Clients: the peak, and a fifth more for migrations, shells
-        and deploys, or what is reserved if that is more; of several poolers one may fail, and the others take them all.
-        The last two count for each database, and its own default of 20 connections for a pool is held to what is
-        usable."""
+        """The settings of each PgBouncer. Clients: the peak, and a fifth more (at least the reserved connections) for
+        migrations, shells and deploys. If one of several poolers fails, the others have room for its clients. The last
+        two are for each database. `default_pool_size` is PgBouncer's own default of 20, or less if less is usable."""
         planned = self.connections_peak + self.connections_jobs
         clients = planned + max(math.ceil(planned / 5), self.reserved)
         most = max(1, replace(self, pooler="pgbouncer").connections_per_pooler)
@@ -216,7 +214,7 @@ class Plan(Numbers):
 
     @property
     def factors(self) -> str:
-        """What is multiplied for the peak."""
+        """The factors of the peak."""
         return (
             f"{counted(self.instances, 'instance')} x {counted(self.workers, 'worker')}"
             f" x ({self.pool_size} + {self.max_overflow}){self._databases}"
@@ -228,8 +226,8 @@ class Plan(Numbers):
 
 
 def workers_for_cpus(cpus: float, worker_class: str) -> int:
-    """One worker more than cores where threads hide the waits; gunicorn's 2n + 1 where a worker is the only
-    concurrency; two at the least, so that one that restarts leaves one that serves.
+    """Return one worker more than there are cores for gthread, and gunicorn's 2n + 1 for sync, where a worker serves
+    one request. There are at least two, so that one serves while the other restarts.
 
     >>> [workers_for_cpus(cpus, "gthread") for cpus in (0.5, 1, 2, 4)]
     [2, 2, 3, 5]
@@ -241,7 +239,7 @@ def workers_for_cpus(cpus: float, worker_class: str) -> int:
 
 
 def workers_for_memory(memory_mib: int, worker_memory_mib: int) -> int:
-    """The workers that fit beside the master in four fifths of the memory.
+    """Return the workers that fit beside the master into four fifths of the memory.
 
     >>> [workers_for_memory(mib, 150) for mib in (128, 512, 1024)]
     [0, 2, 5]
@@ -252,11 +250,11 @@ def workers_for_memory(memory_mib: int, worker_memory_mib: int) -> int:
 def plan(**numbers: Any) -> Plan:
     """Size one instance so that all of them together fit the database. The parameters are those of :class:`Numbers`.
 
-    What is not given is chosen around what is. Where the preferred size does not fit, the choice among all smaller ones
-    is: the most slots, then the most workers that have a core each, then the most workers. Behind a pooler the
-    connections are the pooler's, so nothing shrinks.
+    Numbers that are given stay, and the others are chosen. If the preferred size does not fit, the choice among all
+    smaller ones is: the most slots, then the most workers that have a core each, then the most workers. Behind a pooler
+    nothing shrinks, since the pooler limits the connections.
 
-    :raises PlanError: nothing fits, or fewer than two slots an instance would.
+    :raises PlanError: nothing fits, or only a single slot for each instance would.
     """
     given = Numbers(**numbers)
     workers, threads, pool_size, max_overflow = given.workers, given.threads, given.pool_size, given.max_overflow
@@ -288,7 +286,7 @@ def plan(**numbers: Any) -> Plan:
 
 
 def _choices(given: Numbers) -> list[tuple[int, int]]:
-    """Workers and threads that this machine has the size for, and that serve at least two requests at once."""
+    """List the workers and threads that this machine is large enough for, with at least two slots."""
     by_memory = workers_for_memory(given.memory_mib, given.worker_memory_mib)
     most_workers = min(workers_for_cpus(given.cpus, given.worker_class), by_memory, MAX_WORKERS)
     return [
@@ -305,7 +303,7 @@ def _most_threads(given: Numbers) -> int:
 
 
 def _fitting(given: Numbers) -> list[tuple[int, int]]:
-    """Those that the database has the connections for, and each thread one."""
+    """List the choices that the database has enough connections for, one for each thread."""
     return [
         (w, t)
         for w, t in _choices(given)
@@ -343,7 +341,7 @@ def _notes(chosen: Plan, wanted: tuple[int, int], asked_workers: int | None) -> 
 
 
 def _out_of_connections_for_poolers(given: Numbers) -> PlanError:
-    """Not even one for each pooler and database."""
+    """Explain that there is not even one connection for each pooler and database."""
     databases, usable = 1 + given.binds, given.connections_usable
     enough = given.max_connections - usable + max(PGBOUNCER_POOL_SIZE, given.poolers * databases)
     fewer = [Remedy("DB_POOLERS", usable // databases)] if usable >= databases else []
@@ -355,7 +353,7 @@ def _out_of_connections_for_poolers(given: Numbers) -> PlanError:
 
 
 def _out_of_connections(given: Numbers) -> PlanError:
-    """Not even the smallest instance fits."""
+    """Explain that not even the smallest instances fit."""
     instances, usable = given.instances, given.connections_usable
     least, slots = min((w * given.connections_for(t), w * t) for w, t in _choices(given))
     remedies = [Remedy("DB_MAX_CONNECTIONS", instances * least + given.max_connections - usable)]
@@ -378,7 +376,7 @@ def _out_of_connections(given: Numbers) -> PlanError:
 
 
 def _too_small(given: Numbers) -> PlanError:
-    """What was asked for serves one request at a time, or the memory holds too few workers."""
+    """Explain that the given numbers serve one request at a time, or that the memory holds too few workers."""
     asked = {variable: getattr(given, name) for name, variable in GIVEN.items() if name != "max_overflow"}
     least = MIN_SLOTS if (given.threads or _most_threads(given)) == 1 else 1
     if given.workers is None and workers_for_memory(given.memory_mib, given.worker_memory_mib) < least:

@@ -20,38 +20,38 @@ from sqlalchemy.sql import visitors
 
 from flask_pooling.engine import needs_transactions
 
-# The events that a statement sets off in a session. Where one of them has a listener, the session runs the statement.
+# The events of a session that a statement causes. If one of them has a listener, the session runs the statement.
 SESSION_EVENTS = (
     *("do_orm_execute", "after_begin", "after_transaction_create", "after_transaction_end", "before_commit"),
     *("after_commit", "after_rollback", "after_soft_rollback"),
 )
 LISTENERS = operator.attrgetter(*SESSION_EVENTS)
 OF_A_CURSOR = ("stream_results", "yield_per")
-# Options of an engine that mean something in a transaction only.
+# Options of an engine that have a meaning only in a transaction.
 OF_A_TRANSACTION = frozenset({"isolation_level", "postgresql_readonly", "postgresql_deferrable", *OF_A_CURSOR})
 
 
 def run(
     statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
 ) -> Sequence[Row[Any]]:
-    """Run one statement that is a whole transaction by itself, and return its rows.
+    """Run one statement, which is a whole transaction, and return its rows.
 
-    It takes one round trip where BEGIN, the statement and COMMIT take three; behind PgBouncer, if the role has its time
-    limits in the database (`flask pool limit`). The connection is back in the pool before the rows are looked at. Rows
-    have columns, not objects: `select(Note)` gives `row.id` and `row.title`, named as the attributes are, and no
-    relationship. With a list of parameters it is one transaction as well, of more round trips.
+    It takes one round trip, where BEGIN, the statement and COMMIT take three. Behind PgBouncer that holds if the role
+    has its time limits in the database (`flask pool limit`). The connection is back in the pool before you look at the
+    rows. A row has columns, named as the attributes are, and no relationship: `select(Note)` gives `row.id` and
+    `row.title`. With a list of parameters it is one transaction of more round trips.
 
     Inside a transaction of `db.session` it is a part of that: it sees what the session wrote, a rollback undoes it, and
     it takes no second connection. The statement goes to the database of its own table (`__bind_key__`).
 
-    What is attached to sessions counts here, too. With a listener for a session's events, a session class of your own,
-    or execution options of sessions, `db.session` runs the statement, in a transaction. There is a transaction as well
-    where the engine has an isolation level other than READ COMMITTED, or a listener for `begin`.
+    Listeners for a session's events, a session class of your own and execution options of sessions have their effect:
+    then `db.session` runs the statement, in a transaction. There is a transaction as well if the engine has another
+    isolation level than READ COMMITTED, or a listener for `begin`.
 
-    A `SET` does not belong here: outside a transaction it stays on the connection, for whoever gets that next. Nor does
+    Do not run a `SET`: outside a transaction it stays on the connection for the next user. Do not use
     `with_for_update`: the lock would end with the statement.
 
-    :raises ArgumentError: the statement asks for what rows cannot have.
+    :raises ArgumentError: the statement asks for objects or a cursor.
     """
     db: SQLAlchemy = current_app.extensions["flask_pooling"].db
     session = _session_to_look_at(db)
@@ -59,14 +59,14 @@ def run(
     if for_a_connection is None or session.in_transaction() or not _is_plain(session):
         return _run_by_session(db.session(), len(db.engines), statement, parameters)
     bind = _bind(session, len(db.engines), statement)
-    if isinstance(bind, Connection):  # a test that rolls back has put one in the place of the engine
+    if isinstance(bind, Connection):  # a test that rolls back has put it in the place of the engine
         return _rows(bind.execute(for_a_connection, parameters))
     is_many = parameters is not None and not isinstance(parameters, Mapping)
     with bind.connect() as connection:
         if is_many or _wants_transactions(connection):
             with connection.begin():
                 return _rows(connection.execute(for_a_connection, parameters))
-        # An engine with this option would cost more: it makes SQLAlchemy look for listeners at every step.
+        # An engine with this option would cost more: SQLAlchemy would look for listeners at every step.
         connection.execution_options(isolation_level="AUTOCOMMIT")
         return _rows(connection.execute(for_a_connection, parameters))
 
@@ -74,7 +74,7 @@ def run(
 def _rows(result: Result[Any]) -> Sequence[Row[Any]]:
     try:
         return result.all()
-    except ResourceClosedError:  # it is of a statement that returns none, and no kind of result says so beforehand
+    except ResourceClosedError:  # the statement returns no rows; not every kind of result says so beforehand
         return []
 
 
@@ -82,8 +82,8 @@ def _rows(result: Result[Any]) -> Sequence[Row[Any]]:
 
 
 def _session_to_look_at(db: SQLAlchemy) -> Any:
-    """The current session. Where there is none yet, one that is kept to be looked at: it has the same listeners, and to
-    make one for each request would cost as much as the statement."""
+    """Return the current session. If there is none yet, return one that is kept for this: it has the same listeners,
+    and a new one for each request would cost as much as the statement."""
     factory = db.session.session_factory
     if db.session.registry.has() or not isinstance(factory, sessionmaker) or "execution_options" in factory.kw:
         return db.session()
@@ -96,7 +96,7 @@ def _kept(factory: "sessionmaker[Any]") -> Any:
 
 
 def _is_plain(session: Any) -> bool:
-    """Whether this is Flask-SQLAlchemy's own session, with nothing attached that a statement would meet."""
+    """Return whether this is Flask-SQLAlchemy's own session, with nothing attached that affects a statement."""
     kind = type(session)  # made by sessionmaker, for listeners
     return (
         kind.__bases__ == (Session,)
@@ -121,13 +121,13 @@ def _run_by_session(session: Any, engines: int, statement: Executable, parameter
 # --- the statement ---------------------------------------------------------------------------------------------------
 
 
-# For statements that are built once.
+# A cache, for statements that are built once.
 _known: "WeakKeyDictionary[Executable, Executable | None]" = WeakKeyDictionary()
 
 
 def _for_a_connection(statement: Executable) -> Executable | None:
-    """The statement as a connection gives the rows that a session would. None: only a session knows the names of its
-    values."""
+    """Rewrite the statement so that a connection gives the rows that a session would give. Return None if only a
+    session knows the names of the values."""
     if (known := _known.get(statement, ...)) is not ...:
         return known
     for option in OF_A_CURSOR:
@@ -143,7 +143,7 @@ def _for_a_connection(statement: Executable) -> Executable | None:
 
 
 def _with_columns(statement: Executable) -> Executable:
-    """The statement with columns in the place of models, named as the attributes are."""
+    """Put columns in the place of models, named as the attributes are."""
     if isinstance(statement, FromStatement):
         return statement.element
     if not isinstance(statement, sa.Select):
@@ -160,7 +160,7 @@ def _with_columns(statement: Executable) -> Executable:
 
 
 def _mapper(expression: Any) -> Mapper[Any] | None:
-    """The mapper, if this is a model or an alias of one."""
+    """Return the mapper, if this is a model or an alias of one."""
     found = sa.inspect(expression, raiseerr=False)
     is_model = getattr(found, "is_mapper", False) or getattr(found, "is_aliased_class", False)
     return found.mapper if is_model else None
@@ -175,7 +175,7 @@ def _has_the_names_of_its_table(mapper: Mapper[Any]) -> bool:
 
 @functools.cache
 def _is_read_as_its_table(mapper: Mapper[Any]) -> bool:
-    """Whether a connection, to which a model is the columns that are loaded at once, gives a row of its attributes."""
+    """Return whether a connection gives all attributes of a model. It reads only columns that are loaded at once."""
     has_all = _has_the_names_of_its_table(mapper) and not any(each.deferred for each in mapper.column_attrs)
     return has_all and all(each.lazy not in {"joined", False} for each in mapper.relationships)
 
@@ -184,7 +184,7 @@ def _is_read_as_its_table(mapper: Mapper[Any]) -> bool:
 
 
 def _bind(session: Any, engines: int, statement: Any) -> Engine | Connection:
-    """The first table that has a database of its own decides. Flask-SQLAlchemy looks at the table of a write only."""
+    """Return the database of the first table with a `__bind_key__`. Flask-SQLAlchemy looks at a write's table only."""
     for part in visitors.iterate(statement) if engines > 1 else ():
         if isinstance(part, sa.Table) and part.metadata.info.get("bind_key") is not None:
             statement = part
@@ -194,7 +194,7 @@ def _bind(session: Any, engines: int, statement: Any) -> Engine | Connection:
 
 
 def _wants_transactions(connection: Connection) -> bool:
-    """Whether AUTOCOMMIT would weaken or pass by what the engine was given."""
+    """Return whether AUTOCOMMIT would weaken a setting of the engine, or leave out a listener."""
     engine = connection.engine
     ends = engine.dispatch.commit or engine.dispatch.rollback
     if needs_transactions(engine) or ends or not OF_A_TRANSACTION.isdisjoint(engine.get_execution_options()):

@@ -1,7 +1,7 @@
-"""The database's URL: whether libpq can use it, and what its owner says in it, or in libpq's own environment (`PG*`).
+"""The database's URL: a check that libpq can use it, and the parameters in it or in libpq's environment (`PG*`).
 
-A URL that no connection can be made with is refused at the start. No message shows a value of it: a password that was
-not percent-encoded ends up in the host, in the name of the database or in a parameter.
+A URL that cannot work is refused at the start. No message shows a part of it: a password that was not percent-encoded
+ends up in the host, in the name of the database or in a parameter.
 """
 
 import os
@@ -15,20 +15,20 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 EXPECTED = "is not a database URL; expected postgresql://user:password@host/name"
-# As SQLAlchemy reads it: a password ends at the first @.
+# As SQLAlchemy reads a URL: the password ends at the first @.
 PARTS = re.compile(r"[\w+]+://([^:/]*(:[^@]*)?@)?(?P<place>[^?]*)(\?(?P<query>.*))?")
 HOSTS_WITH_PORTS = re.compile(r"[^:/,]+:[0-9]+(,[^:/,]+:[0-9]+)+")
-# What other clients call PgBouncer's mode. Any other parameter has a setting, too, or is nothing that libpq can do.
+# Other clients' parameters for PgBouncer.
 OF_A_POOLER = re.compile("pgbouncer|prepare|statement_?cache|query_?exec", re.IGNORECASE)
 LIMITS = re.compile(r"(?:statement|lock|idle_in_transaction_session)_timeout")
-SHORTEST_CONNECT = 2  # to libpq 1 is 2, and 0 is for ever
-LONGEST_NAME = 40  # a job's is put behind it, and Postgres keeps 63 characters
+SHORTEST_CONNECT = 2  # libpq takes 1 as 2, and 0 as for ever
+LONGEST_NAME = 40  # the name of a job follows it, and Postgres keeps 63 characters
 
 
 def database_url(value: Any) -> Any:
-    """A URL of a database that can be used here, with the driver made explicit.
+    """Read a database URL, and make its driver explicit.
 
-    :raises ValueError: what is wrong with it, without showing any of it.
+    :raises ValueError: says what is wrong with it, without showing any of it.
     """
     if not isinstance(value, str):
         return value
@@ -63,7 +63,7 @@ def database_url(value: Any) -> Any:
 
 
 def _not_for_libpq(arguments: Mapping[str, Any], *, hide: bool) -> Iterator[str]:
-    """What would make every attempt to connect fail. Whether libpq likes the values is seen at the first attempt."""
+    """Name the parameters with which every connection would fail. libpq checks their values when it connects."""
     known = {option.keyword.decode(): option for option in Conninfo.get_defaults()}
     for option in known.values():
         if option.envvar and not os.environ.get(name := option.envvar.decode(), "").isprintable():
@@ -77,7 +77,7 @@ def _not_for_libpq(arguments: Mapping[str, Any], *, hide: bool) -> Iterator[str]
 
 
 def said(url: URL) -> dict[str, str]:
-    """What the owner says to libpq: in the URL, or else in the environment or in the service that PGSERVICE names."""
+    """Return libpq's parameters: from the URL, or else from the environment or the service that PGSERVICE names."""
     options = [option for option in Conninfo.get_defaults() if option.val]
     given = [
         option for option in options if option.val != option.compiled or (option.envvar or b"").decode() in os.environ
@@ -87,7 +87,7 @@ def said(url: URL) -> dict[str, str]:
 
 
 def problems(url: URL, setting: str, *, connect: int | None, wait: float) -> Iterator[str]:
-    """What breaks the order of the time limits, or the name by which `flask pool check` counts our connections.
+    """Name the parameters that break the order of the time limits, or the name that `flask pool check` looks for.
 
     :param connect: DB_CONNECT_TIMEOUT, if it is set.
     """
@@ -106,6 +106,6 @@ def problems(url: URL, setting: str, *, connect: int | None, wait: float) -> Ite
 
 
 def limits_in_options(options: object, where: str) -> Iterator[str]:
-    """The time limits that web workers get from DB_STATEMENT_TIMEOUT."""
+    """Name the time limits that web workers get from DB_STATEMENT_TIMEOUT."""
     for limit in LIMITS.findall(str(options).replace("-", "_")):
         yield f"{limit} in {where}: set DB_STATEMENT_TIMEOUT instead; web workers get theirs from it"

@@ -1,4 +1,4 @@
-"""Says which version of the library this is, whether it is unmodified, and whether what it needs is there."""
+"""The version of the library, and two checks: its files are unmodified, and its requirements are new enough."""
 
 import hashlib
 import re
@@ -23,13 +23,13 @@ RECORD = HERE / "RECORD"  # a line for each file: its SHA-256 and its name
 
 
 def hashes() -> dict[str, str]:
-    """The SHA-256 of each file of the library, by name."""
+    """Return the SHA-256 of each file of the library, by name."""
     files = [path for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts and path != RECORD]
     return {path.relative_to(HERE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def changed() -> list[str]:
-    """The files that were changed, added or deleted since the release."""
+    """Return the files that were changed, added or deleted since the release."""
     lines = RECORD.read_text().splitlines() if RECORD.exists() else []
     released = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
     found = hashes()
@@ -37,7 +37,7 @@ def changed() -> list[str]:
 
 
 def installed() -> Path | None:
-    """The folder of the installed package, if there is one."""
+    """Return the folder of the installed package, if there is one."""
     try:
         folder = Path(str(metadata.distribution("flask-pooling").locate_file("flask_pooling"))).resolve()
     except metadata.PackageNotFoundError:
@@ -46,7 +46,7 @@ def installed() -> Path | None:
 
 
 def problems() -> Iterator[str]:
-    """Whether this library can work here: there is one of it, and nothing that it needs is too old."""
+    """Name each reason why this library cannot work here: a second copy of it, or a requirement that is too old."""
     other = installed()
     if other and other != HERE.resolve():
         how = "delete that folder, or uninstall flask-pooling"
@@ -55,13 +55,14 @@ def problems() -> Iterator[str]:
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # what is missing cannot be imported, and Python says so
+            continue  # the import fails then, and says so
         if _numbers(found) < _numbers(oldest):
             yield f"{name} {found} is too old for flask_pooling: it needs {oldest} or newer"
 
 
 def _numbers(version: str) -> list[int]:
-    """
+    """Split a version, so that versions can be compared.
+
     >>> _numbers("2.0.23rc1") < _numbers("2.1") < _numbers("10.0")
     True
     """

@@ -1,13 +1,12 @@
-"""WEB_TIMEOUT for a request: what takes longer is logged, and a worker all of whose threads hang is replaced.
+"""WEB_TIMEOUT for a request: a request that hangs is logged, and a worker whose threads all hang is replaced.
 
-gunicorn's timeout is the heartbeat of a worker's main loop, and a gthread worker beats on while all its threads hang.
-Here it beats while one of its threads is free, or has made progress within half of WEB_TIMEOUT. gunicorn replaces a
-worker WEB_TIMEOUT after its last beat. By then each of its requests is past WEB_TIMEOUT, and the last one to hang has
-hung for one and a half times that.
+gunicorn's timeout watches the heartbeat of a worker's main loop, and a gthread worker beats on while all its threads
+hang. Here it beats while one of its threads is free, or has made progress within half of WEB_TIMEOUT. gunicorn replaces
+a worker WEB_TIMEOUT after its last beat. By then each of its requests is past WEB_TIMEOUT, the last one by half of it.
 
-One slow request does not hang a worker of four threads, since the others take what comes. Nor does it hang a worker of
-one thread for as long as no request waits: then other workers take what comes. An answer that has begun may pause for
-as long as it likes: a stream of events is not a request that hangs.
+One slow request does not hang a worker of four threads, since the other threads take new requests. It hangs a worker of
+one thread only if other requests wait. An answer that has begun may pause for as long as it likes: a stream of events
+does not hang.
 """
 
 import logging
@@ -27,7 +26,7 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 class Request:
-    """One that is being served."""
+    """A request that is being served."""
 
     __slots__ = ("environ", "logged", "moved", "pauses", "views")
 
@@ -49,7 +48,7 @@ _backlog: list[Callable[[], float]] = [lambda: math.nan]  # how many requests wa
 
 
 def unlimited(view: View) -> View:
-    """Let a view take as long as it likes until its answer begins: a decorator, under `@bp.get(...)` or around
+    """Let a view take as long as it likes until its answer begins. It is a decorator, below `@bp.get(...)` or around
     `as_view(...)`."""
     if isinstance(view, type):
         raise TypeError(f"unlimited({view.__name__}.as_view(...)), not the class")
@@ -66,22 +65,23 @@ def past(share: float = 1) -> list[tuple[int, Request]]:
 
 
 def is_hung(share: float = 1) -> bool:
-    """Return whether none of this worker's threads makes progress; if there is only one, whether requests wait, too."""
+    """Return whether none of this worker's threads makes progress and, if there is only one, other requests wait."""
     threads = _limit[1]
-    # NaN: where the kernel does not say how many wait, somebody may.
+    # NaN: the kernel does not say how many wait, so some may.
     return len(in_flight) >= threads and len(past(share)) >= threads and (threads > 1 or _backlog[0]() != 0)
 
 
 def watch(worker: Any, seconds: float, *, replace: bool, tick: Callable[[], None]) -> None:
     """Log what takes too long, from a thread of its own, and call `tick` at least twice a second.
 
-    :param replace: a worker that hangs stops its heartbeat. Where a developer sits at a breakpoint, it does not.
+    :param replace: stop the heartbeat of a worker that hangs. With `reload` it goes on: a developer may sit at a
+        breakpoint.
     """
     _limit[:] = seconds, worker.cfg.threads
     _backlog[0] = metrics().sampled.get(metrics().backlog, _backlog[0])
     if replace:
         # gunicorn has no setting for this. Its documented contract is that a worker's `notify` is called again and
-        # again, or the worker is replaced; tests/library/test_limit.py fails when that changes.
+        # again, or the worker is replaced; tests/library/test_watchdog.py fails when that changes.
         beat = worker.notify
         worker.notify = lambda: None if is_hung(0.5) else beat()
 
