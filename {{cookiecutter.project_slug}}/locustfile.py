@@ -1,11 +1,11 @@
-"""What `make load` asks of the running service. Add tasks for your own views: Locust's manual says how.
+"""The requests of `make load`. Add tasks for your own views: Locust's manual says how.
 
     make load                                        50 users for 10 seconds
     make load ARGS="--users 200 --run-time 60s"      Locust's own options
 
-Each user asks again when it has its answer, so users ask less when the service is slow. With
-`wait_time = constant_throughput(1)` each asks once a second, and waiting shows as users would see it. The tasks only
-read. Fill the tables first: an empty page costs less than yours will.
+A user sends its next request when it has its answer, so users send fewer when the service is slow. With
+`wait_time = constant_throughput(1)` each sends one a second, and times include the wait, as real users would see it.
+The tasks only read. Fill the tables first: an empty page costs less than yours will.
 """
 
 import json
@@ -31,12 +31,12 @@ class Reader(HttpUser):
         self.client.get("/")
 
 
-# What follows shows the connections of the service beside those of its plan, from its /pool.json.
+# The rest shows the connections of the service beside those of its plan, from its /pool.json.
 BUSY, OPEN, WAITS = "web_slots_busy", "db_connections_open", "db_pool_wait_seconds_count"
 
 
 def ask(url):
-    """Return the plan, and the numbers of now. Of two Counters, `|` takes the larger numbers."""
+    """Return the plan and the current numbers: a Counter, since `|` of two Counters takes the larger numbers."""
     with urlopen(url, timeout=5) as answer:  # noqa: S310  # it is the host that is put under load
         found = json.load(answer)
     return found["plan"], Counter({name: found["now"][name] or 0 for name in (BUSY, OPEN, WAITS)})
@@ -55,9 +55,9 @@ def watch(environment):
 
 @events.init.add_listener
 def begin(environment, **_):
-    gevent.signal_handler(signal.SIGINT, environment.runner.quit)  # Ctrl-C ends it with what was found
+    gevent.signal_handler(signal.SIGINT, environment.runner.quit)  # Ctrl-C ends it with the results so far
     address = urlsplit(environment.host)
-    # In production the port of the probes has the numbers, and a question there does not queue behind the load.
+    # In production the port of the probes has the numbers, and a request there does not queue behind the load.
     probes = os.environ.get("WEB_PROBE_PORT") or (address.port or 80) + 1
     for url in (f"http://{address.hostname}:{probes}/pool.json", f"{environment.host}/pool.json"):
         with suppress(OSError, HTTPException, ValueError, KeyError):
@@ -71,7 +71,7 @@ def begin(environment, **_):
 
 @events.quitting.add_listener
 def compare(environment, **_):
-    """More connections than planned fail the command, as failed requests do."""
+    """Print the comparison. More connections than planned fail the command, as failed requests do."""
     sample(environment)  # once at least, however busy the machine was
     plan, most = environment.plan, environment.most
     planned, held, waits = plan["connections_per_instance"], most[OPEN], most[WAITS] - environment.before[WAITS]

@@ -1,4 +1,4 @@
-"""What the `flask` command loads. gunicorn does not: gunicorn.conf.py makes an app for web workers."""
+"""The app of the `flask` command. gunicorn does not load this file: gunicorn.conf.py names the factory."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from flask_pooling import PlanError, SettingsError, cli
 try:
     app = create_app()
 except (SettingsError, PlanError) as error:
-    # `flask pool plan` is arithmetic, and most useful before anything is configured.
+    # `flask pool plan` is arithmetic, and is useful before anything is configured.
     if sys.argv[1:3] not in (["pool", "plan"], ["pool", "version"]):
         hint = (
             ""

@@ -1,4 +1,4 @@
-"""The application factory: a table of contents of what the service consists of."""
+"""The application factory: it puts the parts of the service together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,11 @@ from app.config import POOLS, Settings, for_flask
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Build the app.
 
-    :param config: what a test wants otherwise, as in Flask's tutorial: `{"TESTING": True}` takes the settings of tests.
+    :param config: values that a test changes, as in Flask's tutorial. With `{"TESTING": True}` the app has the settings
+        of tests.
     :raises SettingsError: the settings cannot be used.
     """
-    # Imported here, so that gunicorn.conf.py can import app.config alone.
+    # Imported here, so that gunicorn.conf.py can import app.config without the rest.
     from app import errors, home, logs, middleware, models, notes
     from app.extensions import db, migrate
 
@@ -39,6 +40,6 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.shell_context_processor(lambda: {"db": db, "models": models})
 
     if hops := settings.web_trusted_proxies:
-        # Not X-Forwarded-Host: many proxies pass on whatever the client sent. Add x_host=hops if yours sets it.
+        # Not X-Forwarded-Host: many proxies pass on what the client sent. Add x_host=hops if yours sets it.
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_prefix=hops)  # type: ignore[method-assign]
     return app

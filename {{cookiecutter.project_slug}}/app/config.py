@@ -1,7 +1,7 @@
 """The pool of each environment, and the settings: the environment variables that the service reads.
 
-The library adds those of the pools and of gunicorn. `DATABASE_ADMIN_URL` is no setting: `flask pool limit` alone reads
-it. README.md says what each setting means. A setting of your own is one line in `Settings`, and one in `.env.example`.
+The library has those of the pools and of gunicorn. Only `flask pool limit` reads `DATABASE_ADMIN_URL`, which is not a
+setting. README.md explains each setting. A setting of your own is one line in `Settings`, and one in `.env.example`.
 """
 
 import os
@@ -37,7 +37,7 @@ class Environment(StrEnum):
 
 
 def _words(value: Any) -> Any:
-    """Take `a,b`."""
+    """Split `a,b`."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
@@ -80,7 +80,7 @@ class Settings(flask_pooling.Settings):
     def settings_customise_sources(
         cls, settings_cls: Any, init_settings: Any, env_settings: Any, dotenv_settings: Any, file_secret_settings: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """In development `.env` is read as well; what is set in the environment comes first."""
+        """Read `.env` as well in development. The environment comes first."""
         return (init_settings, env_settings, dotenv_settings) if _in_development() else (init_settings, env_settings)
 
     @classmethod
@@ -89,7 +89,7 @@ class Settings(flask_pooling.Settings):
 
     @property
     def database(self) -> URL:
-        """DATABASE_URL; without one, a SQLite file: in instance/ for development, in the temporary folder for tests."""
+        """DATABASE_URL. Without it, a SQLite file: in instance/ for development, in the temporary folder for tests."""
         if self.database_url is not None:
             return self.database_url
         file = f"{defaults.SERVICE_NAME}.db"
@@ -99,17 +99,17 @@ class Settings(flask_pooling.Settings):
 
     @property
     def probe_port(self) -> int:
-        """Outside production there is none, unless it is asked for."""
+        """The port of the probes. Outside production there is none, unless WEB_PROBE_PORT is set."""
         return super().probe_port if self.in_production else self.web_probe_port or 0
 
     @property
     def in_production(self) -> bool:
-        """Any environment of your own has production's rules, too."""
+        """True in production, and in an environment of your own: it has production's rules, too."""
         return self.app_env not in {Environment.TESTING, Environment.DEVELOPMENT}
 
 
 def for_flask(settings: Settings) -> Mapping[str, Any]:
-    """Flask's configuration."""
+    """Return Flask's configuration."""
     secret = settings.secret_key
     return {
         "SECRET_KEY": secret.get_secret_value() if secret else "not-for-production",
@@ -125,7 +125,7 @@ def for_flask(settings: Settings) -> Mapping[str, Any]:
 
 
 def _in_development() -> bool:
-    """`.env` is for development, and does not decide itself what is development."""
+    """Read APP_ENV from the environment alone: `.env` cannot choose the environment in which it is read."""
     return os.environ.get("APP_ENV") == Environment.DEVELOPMENT
 
 
@@ -139,7 +139,7 @@ def _dotenv() -> dict[str, str]:
 
 PLACEHOLDERS = ("change", "secret", "password", "placeholder", "example", "default", "your-", "your_")
 MIN_SECRET_LENGTH = 32
-MIN_SECRET_CHARACTERS = 8  # different ones: "aaaa..." is long, too
+MIN_SECRET_CHARACTERS = 8  # different ones, which "aaaa..." does not have
 
 
 def _secret_problems(settings: Settings) -> Iterator[str]:

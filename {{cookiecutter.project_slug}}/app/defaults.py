@@ -1,4 +1,4 @@
-"""What was answered when this project was generated: the only place where the answers stand in Python."""
+"""Your answers when this project was generated. No other Python file has them."""
 
 SERVICE_NAME = "{{ cookiecutter.project_slug }}"
 SERVICE_TITLE = {{ cookiecutter.__project_name_python }}

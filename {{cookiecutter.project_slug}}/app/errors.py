@@ -1,10 +1,10 @@
-"""Errors as `application/problem+json` (RFC 9457). A browser gets Flask's page, except for 422 and the
-database's 503, which are JSON for everybody.
+"""Errors as `application/problem+json` (RFC 9457). A browser gets Flask's page, except for 422 and the database's 503,
+which are JSON for all clients.
 
-A pool that stays full, a server that is gone or restarting, a lock that was held too long: these are 503, since the
-same request may work in a moment. No view is run a second time. Any other error goes Flask's own way (its signal, its
-log, the debugger, `app.testing`), and ends as a problem document with status 500: also a statement past
-DB_STATEMENT_TIMEOUT, which would be too slow the next time as well.
+The answer is 503 if the same request may work in a moment: the pool stays full, the server is gone or restarts, a lock
+was held for too long. No view is run a second time. Flask handles any other error as usual (its signal, its log, the
+debugger, `app.testing`), and the answer is a problem document with status 500. A statement past DB_STATEMENT_TIMEOUT is
+such an error, since it would be too slow the next time as well.
 """
 
 from http import HTTPStatus
@@ -26,7 +26,7 @@ class Json(DefaultJSONProvider):
     def loads(self, s: str | bytes, **kwargs: Any) -> Any:
         try:
             return super().loads(s, **kwargs)
-        except RecursionError as error:  # the client's fault, as is what is no JSON: 400
+        except RecursionError as error:  # the client's fault, as text that is no JSON: 400
             raise ValueError("nested too deeply") from error
 
 
@@ -47,11 +47,11 @@ def problem(status: int, detail: Any, headers: dict[str, str] | None = None, **m
 
 
 def http_problem(error: HTTPException) -> ResponseReturnValue | HTTPException:
-    """404, 405, 413, 415, 500 and the rest, with the headers that belong to them (Allow on a 405)."""
+    """Answer 404, 405, 413, 415, 500 and the rest, with the headers that belong to them (Allow on a 405)."""
     if error.response is not None or error.code is None or error.code < HTTPStatus.BAD_REQUEST:
         return error  # a redirect, or a response made by hand
     if (unexpected := getattr(error, "original_exception", None)) and flask_pooling.is_transient(unexpected):
-        return unavailable(unexpected)  # raised outside of a view, in a hook or the session; Flask has reported it
+        return unavailable(unexpected)  # raised in a hook or the session; Flask has reported it
     if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
         return error
     headers = {name: value for name, value in error.get_headers(request.environ) if name != "Content-Type"}
@@ -60,9 +60,9 @@ def http_problem(error: HTTPException) -> ResponseReturnValue | HTTPException:
 
 
 def valid(model: type[Model], sent: Any) -> Model:
-    """Return what a client sent, as its model; if it does not fit, end the request with a 422 that says why.
+    """Return the client's data as a model. If the data does not fit, end the request with a 422 that says why.
 
-    A ValidationError that is raised anywhere else is not the client's fault, and ends as a 500 like any other error.
+    A ValidationError that is raised anywhere else is not the client's fault, and is a 500 like any other error.
     """
     try:
         return model.model_validate(sent)
@@ -74,5 +74,5 @@ def valid(model: type[Model], sent: Any) -> Model:
 
 
 def unavailable(error: Exception) -> Response:
-    # A client whose request may have written something is not told to send it again.
+    # Without Retry-After if the request may have written something.
     return problem(503, flask_pooling.reason(error), flask_pooling.retry_after())

@@ -24,13 +24,13 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base)
-# Relative where it can be, since Alembic does not take every path.
+# A relative path, since Alembic does not take every absolute one.
 migrate = Migrate(directory=os.path.relpath(Path(__file__).parent.parent / "migrations"))
 
 
 @migrate.configure
 def escape_percent(config: Any) -> Any:
-    """In the name of a folder, Alembic would take % for the beginning of a variable."""
+    """Escape % in the name of a folder. Alembic would take it for the beginning of a variable."""
     variables = config.file_config.defaults()
     variables["here"] = variables["here"].replace("%", "%%")
     return config

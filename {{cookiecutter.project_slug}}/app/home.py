@@ -1,4 +1,4 @@
-"""What this is, at `/`: a page for a browser, JSON for anything else."""
+"""The page at `/`, which describes the service: HTML for a browser, JSON for anything else."""
 
 from flask import Blueprint, Response, current_app, jsonify, render_template, request, url_for
 

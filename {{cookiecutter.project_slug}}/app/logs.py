@@ -1,4 +1,5 @@
-"""Logs, by the logging module: one JSON object a line in production, plain lines elsewhere; the request id on both."""
+"""Logs, by the logging module: a JSON object for each line in production, plain text elsewhere. Both have the request
+id."""
 
 import contextlib
 import fcntl
@@ -16,7 +17,7 @@ JSON = "%(levelname)s %(name)s %(process)d %(request_id)s %(message)s"
 
 
 def init_app(settings: Settings) -> None:
-    """Set logging up in a job or a command as gunicorn does it in a web worker, unless somebody has done so."""
+    """Set logging up in a job or a command as gunicorn does in a web worker, unless it is set up already."""
     if not logging.root.handlers:
         logging.config.dictConfig(dict_config(settings))
     logging.captureWarnings(True)  # the standard library's
@@ -26,22 +27,22 @@ class RequestIdFilter(logging.Filter):
     """Puts the id of the current request on each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not hasattr(record, "request_id"):  # else it was given to the logger
+        if not hasattr(record, "request_id"):  # else it was passed with `extra`
             record.request_id = request.environ.get("REQUEST_ID", "-") if has_request_context() else "-"
         return True
 
 
 def is_not_werkzeugs_access_line(record: logging.LogRecord) -> bool:
-    """Leave out what `flask run` logs of each request, since app/middleware.py does."""
+    """Leave out the line of `flask run` for each request: app/middleware.py writes one."""
     return " - - [" not in record.getMessage()
 
 
 class PlainFormatter(logging.Formatter):
-    """For people. What a client sent cannot begin a line or move the cursor: further lines of a record are indented,
-    and what is not printable is shown as an escape."""
+    """Plain text for people. Text of a client can neither begin a line nor move the cursor: further lines of a record
+    are indented, and characters that are not printable are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name == "werkzeug":  # the server of `flask run`, whose lines are made for a terminal
+        if record.name == "werkzeug":  # of `flask run`, which writes for a terminal
             return record.getMessage()
         text = super().format(record)
         if record.name == "app.access":
@@ -53,7 +54,7 @@ class PlainFormatter(logging.Formatter):
 
 
 class WholeLines(logging.StreamHandler[TextIO]):
-    """A pipe takes 4096 bytes at once, so longer lines of two workers would be mixed: one writes while others wait."""
+    """Lets one process write at a time. A pipe takes 4096 bytes at once, so longer lines of two workers would mix."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):  # not a file

@@ -1,4 +1,4 @@
-"""What is added to every request: its id, the security headers, the access line in the log."""
+"""The WSGI middleware around every request: it adds the request id, the security headers and the line in the log."""
 
 import contextlib
 import ipaddress
@@ -13,14 +13,14 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from flask import Flask
 
 VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-# `//host` and `/\host` are another host for a browser, and `..` leads elsewhere.
+# To a browser, `//host` and `/\host` are another host, and `..` is another path.
 PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+/?")
-# Platforms ask for these by the address of an instance, whatever WEB_TRUSTED_HOSTS says.
+# Platforms ask for these by the address of an instance, which WEB_TRUSTED_HOSTS does not have.
 PROBES = frozenset({"/livez", "/readyz"})
 
 # Pages may load what this service serves, and nothing else: no inline script or style, no `onclick=`, no other host. A
-# page of an extension that needs more stays white or dead, and the browser's console says why. A view that sets the
-# header itself wins; docs/deploy.md shows how to relax it for one extension.
+# page of an extension that needs more stays blank or does not react, and the browser's console says why. A view may set
+# the header itself. docs/deploy.md shows how to relax it for one extension.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -30,8 +30,8 @@ SECURITY_HEADERS = {
 }
 
 LOST_COOKIE = (
-    "a cookie that is Secure was set on a request that came by HTTP: browsers drop it, so logins do not last. Serve by"
-    " HTTPS; where a proxy does, set WEB_TRUSTED_PROXIES"
+    "a Secure cookie was set in answer to a request over HTTP: browsers drop it, so logins do not last. Serve over"
+    " HTTPS; if a proxy does so, set WEB_TRUSTED_PROXIES"
 )
 
 log = logging.getLogger("app.access")
@@ -42,7 +42,7 @@ def init_app(app: Flask) -> None:
 
 
 class Middleware:
-    """Around the app, and not hooks in it: a hook that fails, or that answers, keeps others from running."""
+    """Wraps the app. Hooks in the app would not do: one that fails, or that answers, keeps others from running."""
 
     def __init__(self, app: Flask) -> None:
         self.app, self.config = app.wsgi_app, app.config
@@ -54,7 +54,7 @@ class Middleware:
         if (trusted := self.config["TRUSTED_HOSTS"]) and environ.get("PATH_INFO") in PROBES:
             environ["HTTP_HOST"] = trusted[0].lstrip(".")
         given = environ.get("HTTP_X_REQUEST_ID", "")
-        # Only what is safe to repeat in a log and a header; anything else is replaced.
+        # An id that is not safe in a log or a header is replaced.
         environ["REQUEST_ID"] = request_id = given if VALID_REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
         def answer(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
@@ -80,8 +80,8 @@ class Middleware:
 
 
 def undo_what_leads_elsewhere(environ: WSGIEnvironment) -> None:
-    """Of what a proxy sent, keep a scheme, a plain path and an address. ProxyFix takes any text for each, and many
-    proxies pass on what the client sent."""
+    """Accept only http or https, a plain path and an IP address from a proxy. ProxyFix takes any text for each, and
+    many proxies pass on what the client sent."""
     if before := environ.get("werkzeug.proxy_fix.orig"):
         if environ["wsgi.url_scheme"] not in {"http", "https"}:
             environ["wsgi.url_scheme"] = before["wsgi.url_scheme"]
@@ -91,7 +91,7 @@ def undo_what_leads_elsewhere(environ: WSGIEnvironment) -> None:
 
 
 def address(text: str) -> str | None:
-    """Return the IP address in a word of X-Forwarded-For, without the port that Azure adds; None if it is none."""
+    """Return the IP address in an entry of X-Forwarded-For, without the port that Azure adds; None if there is none."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -1,7 +1,6 @@
 """The tables. `Note` is the example: README.md says how to delete it.
 
-Models may be in other modules as well, such as a blueprint's. `make migrate` sees them once create_app() imports the
-module.
+Models may also be in other modules, such as a blueprint's. `make migrate` sees them if create_app() imports the module.
 """
 
 from datetime import UTC, datetime
@@ -12,12 +11,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.extensions import db
 
-# SQLite numbers rows for INTEGER only.
+# SQLite numbers the rows only of an INTEGER column.
 BigIntegerId = BigInteger().with_variant(Integer, "sqlite")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC on every database; SQLite alone would hand back a naive one."""
+    """An aware datetime in UTC on every database. Without it, SQLite would return a naive one."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

@@ -18,7 +18,7 @@ from flask_pooling import run
 MAX_ID = 2**63 - 1
 MAX_PAGE = 100
 
-# Built once, with a place for each value: to build a statement takes longer than to send it.
+# Built once, with a place for each value: building a statement takes longer than sending it.
 ONE_NOTE = select(Note).where(Note.id == bindparam("note_id"))
 ONE_PAGE = select(Note).where(Note.id > bindparam("after")).order_by(Note.id).limit(bindparam("limit"))
 
@@ -35,17 +35,17 @@ Text = Annotated[str, AfterValidator(storable)]
 
 
 class NoteIn(BaseModel):
-    """What a client sends."""
+    """The JSON that a client sends."""
 
     model_config = ConfigDict(extra="forbid")
 
     title: Text = Field(min_length=1, max_length=200)
-    # A page of 100 is made in memory, by each thread that serves one.
+    # Limited, since a thread builds a page of 100 notes in memory.
     body: Text = Field("", max_length=10_000)
 
 
 class NoteOut(BaseModel):
-    """What a client gets."""
+    """The JSON that a client gets."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -57,14 +57,14 @@ class NoteOut(BaseModel):
 
 
 class NotesOut(BaseModel):
-    """One page of notes; `next` is the `after` of the page that follows, null on the last one."""
+    """One page of notes. `next` is the `after` of the next page, and null on the last one."""
 
     items: list[NoteOut]
     next: int | None
 
 
 class Page(BaseModel):
-    """Which notes a client asks for."""
+    """The page that a client asks for."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,14 +78,14 @@ def answer(model: BaseModel) -> Response:
 
 @bp.url_value_preprocessor
 def find_no_larger_id(endpoint: str | None, values: dict[str, Any] | None) -> None:
-    """Answer 404 where the id is too large for the column. The database would call it an error."""
+    """Answer 404 if the id is too large for the column, which would be an error in the database."""
     if values and values.get("note_id", 0) > MAX_ID:
         abort(404, f"There is no note {values['note_id']}.")
 
 
 @bp.get("")
 def page() -> Response:
-    """One page, oldest first."""
+    """List one page, oldest notes first."""
     wanted = valid(Page, request.args.to_dict())
     rows = run(ONE_PAGE, {"after": wanted.after, "limit": wanted.limit + 1})
     notes = rows[: wanted.limit]
@@ -97,7 +97,7 @@ def page() -> Response:
 def create() -> tuple[Response, int, dict[str, str]]:
     note = Note(**valid(NoteIn, request.get_json()).model_dump())
     db.session.add(note)
-    db.session.flush()  # the note gets its id; after the commit, it would be read once more
+    db.session.flush()  # the note gets its id; after the commit it would be read once more
     created = NoteOut.model_validate(note)
     db.session.commit()
     return answer(created), 201, {"Location": url_for("notes.read", note_id=created.id)}

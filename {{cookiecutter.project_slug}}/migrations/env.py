@@ -1,12 +1,12 @@
-"""What `flask db` runs: Flask-Migrate's own env.py, plus what a service needs that migrates while it serves.
+"""The env.py of `flask db`: as Flask-Migrate's own, and fit for a service that migrates while it serves.
 
 - Several instances may run `flask db upgrade` at once: one migrates, and the others wait for an advisory lock.
-- A migration waits for a lock on a table for LOCK_TIMEOUT only, since every query that arrives meanwhile queues up
-  behind it. Then it is tried again, unless a part of it is committed.
+- A migration waits for the lock of a table for LOCK_TIMEOUT only, since every new query queues up behind it. Then it is
+  tried again, unless a part of it is committed.
 - Each database of SQLALCHEMY_BINDS that has models is migrated after the first one.
 
-A migration takes two connections out of DB_RESERVED_CONNECTIONS: one that holds the advisory lock, in a transaction so
-that it holds through a pooler too, and one that works.
+A migration takes two connections out of DB_RESERVED_CONNECTIONS. One works, and the other holds the advisory lock, in a
+transaction, so that the lock also holds behind a pooler.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ LONGEST_WAIT_FOR_ANOTHER_INSTANCE = "10min"
 LOCK_TIMEOUT = "1s"
 ATTEMPTS = 10
 PAUSE_SECONDS = 0.5
-# A role or a database may have these for the sake of requests. A migration lifts them.
+# A role or a database may have these limits for the requests. A migration lifts them.
 LIMITS = (
     *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
     *("idle_session_timeout", "transaction_timeout"),
@@ -46,7 +46,7 @@ OUR_OWN = ("alembic_version", "pg_settings", "pg_catalog", "SET LOCAL lock_timeo
 
 
 def configure(key: str | None, **more: Any) -> None:
-    """:param key: a key of SQLALCHEMY_BINDS. None is the first database."""
+    """Configure Alembic for a database. :param key: its key in SQLALCHEMY_BINDS. None is the first database."""
     if getattr(context.config.cmd_opts, "autogenerate", False):
         from migrations import writing  # noqa: PLC0415  # only `make migrate` needs it
 
@@ -59,7 +59,7 @@ def configure(key: str | None, **more: Any) -> None:
 
 def functions_of(key: str) -> dict[str, str]:
     """Make Alembic write and call upgrade_KEY() in place of upgrade(). Flask-Migrate's template for several databases
-    calls upgrade(engine_name), which the migrations from before the second database do not take."""
+    calls upgrade(engine_name), which migrations that are older than the second database do not take."""
     for script in context.script.walk_revisions():
         module: Any = script.module
         module.upgrade = getattr(module, f"upgrade_{key}", lambda: None)
@@ -71,7 +71,7 @@ def migrate_on_postgres(engine: Engine, key: str | None) -> None:
     with connect(engine) as guard:
         guard.execute(text(f"SET LOCAL lock_timeout = '{LONGEST_WAIT_FOR_ANOTHER_INSTANCE}'"))
         guard.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": LOCK_ID})
-        # The last statement keeps its snapshot, which CREATE INDEX CONCURRENTLY would wait for; this one has none.
+        # This statement has no snapshot. CREATE INDEX CONCURRENTLY would wait for that of the statement before.
         guard.execute(text("SET LOCAL lock_timeout = 0"))
         for attempt in range(1, ATTEMPTS + 1):
             with connect(engine) as connection:
@@ -89,7 +89,7 @@ def migrate_on_postgres(engine: Engine, key: str | None) -> None:
 
 def migrate(connection: Connection, key: str | None, progress: "Progress | None" = None) -> None:
     def version_applied(ctx: Any, step: Any, heads: object, run_args: object) -> None:
-        ctx.connection.commit()  # Alembic does not, if the migration has committed before
+        ctx.connection.commit()  # Alembic does not commit if the migration has done so itself
         if progress:
             progress.applied()
         if not step.is_stamp:
@@ -107,7 +107,7 @@ def migrate(connection: Connection, key: str | None, progress: "Progress | None"
 @contextlib.contextmanager
 def connect(engine: Engine) -> Iterator[Connection]:
     """Yield a connection without the limits of the role and the database. It does not go back to the pool."""
-    # Behind a pooler a setting must not outlive the transaction: the next client would have it.
+    # Behind a pooler a setting must end with the transaction, or the next client would have it.
     local = current_app.extensions["settings"].db_pooler != "none"
     lift = f"SELECT set_config(name, '0', {local}) FROM pg_settings WHERE name IN {LIMITS}"  # noqa: S608  # constants
     with engine.connect() as connection:
@@ -123,7 +123,8 @@ def limit_the_wait(connection: Connection) -> None:
 
 
 class Progress:
-    """Which statements of the migration that runs are committed: those of an autocommit_block() or before a commit."""
+    """Notes which statements of the running migration are committed: those of an autocommit_block() or before a
+    commit."""
 
     def __init__(self, connection: Connection) -> None:
         self.committed: list[list[str]] = []
@@ -150,7 +151,7 @@ class Progress:
         self.committed, self.has_applied = [], True
 
     def may_be_tried_again(self, error: Exception) -> bool:
-        """Return whether nothing of the migration is left. If something is, say in the error what."""
+        """Return whether nothing of the migration is committed. Otherwise add to the error what is."""
         statement = getattr(error, "statement", "")
         if statement is None:  # the last commit failed
             self.committed = self.committed[:-1]
@@ -158,15 +159,16 @@ class Progress:
             error.add_note(f"committed already, and not undone: {'; '.join(stands)}")
         if concurrently := "CONCURRENTLY" in (statement or "").upper():
             error.add_note("an index that was built CONCURRENTLY may be left, and is invalid: drop it")
-        # A second +1 or -1 would be counted from where this run is now.
+        # A second +1 or -1 would count from the revision that this run has reached.
         relative = self.has_applied and set(str(context.get_revision_argument())) & set("+-")
         locked = isinstance(getattr(error, "orig", None), LockNotAvailable)
         return locked and not (stands or concurrently or relative)
 
 
 def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
-    """Batch mode makes a new table, and dropping the old one would delete what refers to it by ON DELETE CASCADE: no
-    foreign keys meanwhile. Python's driver begins no transaction for DDL; with one, what fails leaves nothing."""
+    """Migrate without foreign keys, and in a transaction. Batch mode makes a new table, and dropping the old one would
+    delete the rows that refer to it by ON DELETE CASCADE. Python's driver begins no transaction for DDL, so a migration
+    that fails would leave a part behind."""
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
         connection.rollback()
@@ -174,11 +176,11 @@ def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
         driver.isolation_level = None
         event.listen(connection, "begin", lambda begun: begun.exec_driver_sql("BEGIN"))
         migrate(connection, key)
-        connection.invalidate()  # a pool must not lend it again as it is
+        connection.invalidate()  # its settings must not go back to the pool
 
 
 def in_one_line(error: SQLAlchemyError) -> str:
-    """Say which line of which migration failed, what the database said, and what to do."""
+    """Name the line and the migration that failed, the database's message, and the remedy."""
     said = " ".join(str(getattr(error, "orig", error)).split())
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if Path(frame.filename).parent.name == "versions"]
@@ -189,7 +191,7 @@ def in_one_line(error: SQLAlchemyError) -> str:
 
 
 def in_words(error: CommandError, heads: tuple[str, ...]) -> str:
-    """Explain the error. An unknown revision may be a typing error, or come from another branch."""
+    """Explain the error. An unknown revision may be a typing mistake, or come from another branch."""
     cause = error.__cause__
     if isinstance(cause, MultipleHeads):
         both = ", ".join(context.script.get_heads())

@@ -1,4 +1,4 @@
-"""How `make migrate` writes a migration: so that it works on Postgres and on SQLite, and when the app has moved on."""
+"""Options for `make migrate`: the migration works on Postgres and on SQLite, also when the app has changed since."""
 
 import logging
 import sys
@@ -12,10 +12,10 @@ from alembic.operations.ops import AddColumnOp, CreateTableOp, ModifyTableOps
 
 from app.extensions import db
 
-log = logging.getLogger("migrations")  # what is below "alembic" is shown by nobody
+log = logging.getLogger("migrations")  # not below "alembic", whose warnings nobody shows
 alembic_postgresql_enum.set_configuration(alembic_postgresql_enum.Config(add_type_ignore=True))
 
-variants: list[Any] = []  # the parts of types that have one for each database: they are rendered as they are
+variants: list[Any] = []  # the types in a with_variant(): they are rendered as they are
 
 
 def options(key: str | None) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def options(key: str | None) -> dict[str, Any]:
 
 
 def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """Alembic renders as usual what gets False here."""
+    """Render a type or a server default. False leaves it to Alembic."""
     if kind == "server_default":
         return default_for_both(item)
     if kind != "type":
@@ -38,7 +38,7 @@ def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[
     module = type(item).__module__
     variants.extend(item._variant_mapping.values())
     if module.startswith("app.") and isinstance(item, sa.TypeDecorator):
-        # What it decorates: the app may move on, and the database has this.
+        # Not the app's class, which may change, but the type of the column.
         others = [f".with_variant({_repr_type(each, autogen)}, {on!r})" for on, each in item._variant_mapping.items()]
         return _repr_type(item.impl_instance, autogen) + "".join(others)
     if module.startswith("sqlalchemy.dialects.postgresql") and not any(item is each for each in variants):
@@ -49,7 +49,7 @@ def render_item(kind: str, item: Any, autogen: AutogenContext) -> str | Literal[
 
 
 def for_both(item: Any, autogen: AutogenContext) -> str | Literal[False]:
-    """Write a type of Postgres' own; for SQLite, SQLAlchemy's type for every database, if there is one."""
+    """Write a type of Postgres' own, and for SQLite SQLAlchemy's generic type, if there is one."""
     try:
         generic = item.as_generic()
     except NotImplementedError:
@@ -62,7 +62,7 @@ def for_both(item: Any, autogen: AutogenContext) -> str | Literal[False]:
 
 
 def default_for_both(item: Any) -> str | Literal[False]:
-    """Postgres says 'white'::character varying and now(), which SQLite does not know."""
+    """Write a default for both databases. Postgres reports 'white'::character varying, which SQLite does not know."""
     default = getattr(item, "arg", None)
     if not isinstance(default, sa.ClauseElement):
         return False
@@ -73,9 +73,9 @@ def default_for_both(item: Any) -> str | Literal[False]:
 
 
 def look_at_what_was_found(context: Any, revision: object, directives: list[Any]) -> None:
-    """Before the file is written: is there anything to write, and will it work where rows exist?
+    """Check, before the file is written, that there are changes, and that they work if the tables have rows.
 
-    It is called for each database, after the changes of that were added to the list.
+    It is called for each database, when the changes of that database are in the list.
     """
     found = directives[0].upgrade_ops_list
     if len(found) == len(db.metadatas) and all(each.is_empty() for each in found):

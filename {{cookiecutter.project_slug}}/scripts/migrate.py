@@ -1,8 +1,8 @@
-"""What `make migrate` runs: write a migration for what changed in the models, and try it.
+"""`make migrate`: write a migration for the changes of the models, and try it.
 
-The models are compared with the databases that the migrations make. Those are empty ones, on a Postgres of their own,
-since Postgres is what production has: on SQLite, Alembic would write what SQLite alone understands. TEST_DATABASE_URL
-is used for the first one, where a migration needs an extension such as PostGIS.
+The migrations make empty databases on a Postgres that is started for this, and the models are compared with those.
+Compared with SQLite, Alembic would write what only SQLite understands. TEST_DATABASE_URL names another server for the
+first database, if a migration needs an extension such as PostGIS.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from scripts import postgres
 
 
 def use(urls: list[sa.URL]) -> None:
-    """Give the app other databases: its own have somebody's rows."""
+    """Give the app other databases, since its own have rows."""
     engines: Any = db.engines
     for key, url in zip(list(engines), urls, strict=True):
         engines[key] = sa.create_engine(url, poolclass=sa.NullPool)
 
 
 def complaints(where: str) -> Iterator[str]:
-    """Go up, down and up again."""
+    """Go up, down and up again, and say what fails."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             upgrade()

