@@ -15,7 +15,7 @@ ROOMY = {"cpus": 1024.0, "memory_mib": 1024 * 1024}
 
 
 def report(name, folder, numbers, sizing, machine):
-    """The lines to print after a bake."""
+    """Return the lines to print after a bake."""
     try:
         here = {"cpus": machine.cpus(), "memory_mib": machine.memory_mib()}
         plan = sizing.plan(**here, **numbers)
@@ -35,7 +35,7 @@ def report(name, folder, numbers, sizing, machine):
 
 
 def load(path):
-    """The module in one file, without the package around it, and without leaving bytecode beside it."""
+    """Load the module in one file, without the package around it, and without leaving bytecode beside it."""
     sys.dont_write_bytecode = True
     spec = importlib.util.spec_from_file_location(f"project_{path.stem}", path)
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)

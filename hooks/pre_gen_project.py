@@ -39,12 +39,12 @@ PROJECT = "{" + "{cookiecutter.project_slug}" + "}"
 
 
 def shown(answer):
-    """The answer as given, on one line and not endless."""
+    """Quote an answer, on one line and not endlessly."""
     return repr(answer if len(answer) <= 60 else answer[:57] + "...")
 
 
 def slug_problem(slug):
-    """Why this cannot name a database, a distribution and an image at once; empty if it can."""
+    """Say why this cannot name a database, a distribution and an image at once; nothing if it can."""
     given = f"project_slug {shown(slug)}"
     if not slug:
         return f"{given} is empty: write a short name, for example my_service"
@@ -66,7 +66,7 @@ def slug_problem(slug):
 
 
 def text_problem(question, text):
-    """Why this cannot be printed in a README, a TOML file and a log line; empty if it can."""
+    """Say why this cannot be printed in a README, a TOML file and a log line; nothing if it can."""
     given = f"{question} {shown(text)}"
     if not text.strip():
         return f"{given} is empty: {TEXTS[question]}"
@@ -81,7 +81,7 @@ def text_problem(question, text):
 
 
 def number_problem(question, number):
-    """Why this is not a number from 1 to what Postgres takes; empty if it is."""
+    """Say why this is not a number from 1 to Postgres' maximum; nothing if it is."""
     given = f"{question} {shown(number)}"
     if not re.fullmatch("-?[0-9]+", number):
         return f"{given} is not a whole number: {NUMBERS[question]}"
@@ -96,7 +96,7 @@ def number_problem(question, number):
 
 
 def fit_problem(max_connections, instances, sizing):
-    """Why so many instances cannot share so many connections, by the service's own arithmetic; empty if they can."""
+    """Say why so many instances cannot share so many connections, by the service's own arithmetic."""
     try:
         sizing.plan(**ROOMY, max_connections=int(max_connections), instances=int(instances))
     except sizing.PlanError as error:
@@ -113,7 +113,7 @@ def fit_problem(max_connections, instances, sizing):
 
 
 def problems(answers, sizing=None):
-    """Everything that is wrong with the answers. Without the arithmetic, whether the numbers fit is left open."""
+    """List all problems of the answers. Without the arithmetic it stays open whether the numbers fit."""
     # cookiecutter.json swaps a slug that is no safe folder name for one that is, and keeps the answer beside it.
     slug = answers.get("__given_slug", answers["project_slug"])
     found = [slug_problem(slug), *(text_problem(question, answers[question]) for question in TEXTS)]
@@ -125,7 +125,7 @@ def problems(answers, sizing=None):
 
 
 def find_sizing(answers, environ):
-    """The arithmetic in the template's own folder, or None where the caller does not say which that is (cruft).
+    """Find the arithmetic in the template's folder, or None if the caller does not name that folder (cruft).
 
     Cookiecutter gives the folder as it was typed, and the hook does not run where it was typed.
     """
@@ -137,7 +137,7 @@ def find_sizing(answers, environ):
 
 
 def load(path):
-    """The module in one file, without the package around it, and without leaving bytecode beside it."""
+    """Load the module in one file, without the package around it, and without leaving bytecode beside it."""
     sys.dont_write_bytecode = True
     spec = importlib.util.spec_from_file_location(f"template_{path.stem}", path)
     sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
@@ -146,7 +146,7 @@ def load(path):
 
 
 def again(answers):
-    """The command that begins with the answers that were good, so that nothing is typed twice."""
+    """Return a command that has the good answers, so that nothing is typed twice."""
     given = {name: str(answers[name]) for name in (*TEXTS, *NUMBERS)}
     given["project_slug"] = answers.get("__given_slug", answers["project_slug"])
     wrong = {name for name in TEXTS if text_problem(name, given[name])}
@@ -158,7 +158,7 @@ def again(answers):
 
 
 def asked_by(prefix=sys.prefix, environ=os.environ):
-    """How to run the cookiecutter that runs this: pipx and uv run one that is not in the PATH."""
+    """Return the command of the cookiecutter that runs this: pipx and uv run one that is not in the PATH."""
     folders = environ.get("PATH", "").split(os.pathsep)
     if any(Path(folder, "cookiecutter").is_file() for folder in folders if folder):
         return "cookiecutter"

@@ -1,4 +1,4 @@
-"""What the tests share: where things are, answers to bake with, and ways to run what is tested."""
+"""Helpers of all tests: paths, answers to bake with, and ways to run things."""
 
 import importlib.util
 import os
@@ -63,7 +63,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def load(path: Path) -> ModuleType:
-    """The module in one file."""
+    """Load the module in one file."""
     spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
     assert spec
     assert spec.loader
@@ -73,7 +73,7 @@ def load(path: Path) -> ModuleType:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path there."""
+    """Read every file below a folder, by its path there."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
@@ -112,12 +112,12 @@ def at_a_terminal(command: list[str], cwd: Path, typed: str, after: str = "") ->
 
 
 def git(folder: Path, *args: str) -> str:
-    """What git says to ARGS in a folder."""
+    """Run git with ARGS in a folder, and return its output."""
     return subprocess.run(["git", *args], cwd=folder, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def commit_all(folder: Path, message: str) -> None:
-    """The folder as a git repository, with everything in it committed."""
+    """Make the folder a git repository, with everything in it committed."""
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", message)

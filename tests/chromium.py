@@ -73,7 +73,7 @@ class Page:
         self.wait_for("document.readyState === 'complete'")
 
     def ask(self, expression: str) -> Any:
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         return self.tell("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = ANSWER_SECONDS) -> None:
@@ -88,7 +88,7 @@ class Page:
             self.tell("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def picture(self, file: Path) -> None:
-        """Of the whole page, as far as it can be scrolled."""
+        """Take a picture of the whole page, as far as it can be scrolled."""
         size = self.tell("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         shot = self.tell("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
@@ -97,7 +97,7 @@ class Page:
 
 @contextlib.contextmanager
 def opened() -> Iterator[Page]:
-    """A browser with a profile of its own, for as long as the context lasts."""
+    """Run a browser with a profile of its own, for as long as the context lasts."""
     to_browser, commands = os.pipe()
     answers, from_browser = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:

@@ -1,4 +1,4 @@
-"""How the tests get at the template and at what it bakes.
+"""Fixtures: the template, and projects that it bakes.
 
 The template is tested in a clean copy, so that neither a checkout's leftovers reach a bake nor a bake's the checkout.
 """

@@ -1,4 +1,4 @@
-"""What some tests need besides Python, make and git: what it is, how it is brought, and which tests these are.
+"""The programs that some tests need besides Python, make and git, how they are installed, and for which tests.
 
 `python tests/needs.py` installs what is missing where it can: as root on Debian. Where it cannot, `make test` leaves
 those tests out and says so in the end; with LEAVE_NOTHING_OUT=1 it fails instead. It needs nothing that is installed.
@@ -125,12 +125,12 @@ NEEDS = {
 
 
 def missing() -> dict[str, Need]:
-    """What is not on this machine."""
+    """List the needs that this machine does not meet."""
     return {name: need for name, need in NEEDS.items() if not need.is_there()}
 
 
 def needed_by(test: str, needs: dict[str, Need]) -> list[str]:
-    """Those of these needs that a test has.
+    """Return the needs of a test.
 
     :param test: "chaos/test_fork.py::test_fork[plain]"
     """

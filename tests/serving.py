@@ -1,4 +1,4 @@
-"""What the tests of running services share: commands as people type them, servers that are started and stopped."""
+"""Helpers for tests of running services: commands as people type them, servers that start and stop."""
 
 import contextlib
 import http.client
@@ -38,7 +38,7 @@ with postgres.running(Path(sys.argv[1]), sys.argv[2]) as url:
 
 
 def run(command: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A command as a person types it, with stdout and stderr together, as a person sees them."""
+    """Run a command as a person types it, with stdout and stderr together, as a person sees them."""
     return subprocess.run(
         ["sh", "-c", command],
         cwd=cwd,
@@ -53,8 +53,8 @@ def run(command: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[
 
 
 def _pairs() -> Iterator[int]:
-    """Every other port of those that this worker of pytest-xdist has to itself, from a random one on. They are below
-    those that the kernel gives to clients, or a connection might take one before the server does."""
+    """Yield every other port of this worker of pytest-xdist, from a random one on. They are below those that the kernel
+    gives to clients, or a connection might take one before the server does."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
     ports = range(10_000 + 5_000 * worker, 15_000 + 5_000 * worker, 2)
     start = random.randrange(len(ports))  # noqa: S311  # no secret
@@ -65,7 +65,7 @@ PAIRS = _pairs()
 
 
 def free_port() -> int:
-    """A port that nobody has, and that has another such after it: production's probes go there."""
+    """Return a free port whose next one is free as well: production's probes go there."""
     while True:
         port = next(PAIRS)
         with socket.socket() as one, socket.socket() as two, contextlib.suppress(OSError):
@@ -75,7 +75,7 @@ def free_port() -> int:
 
 
 def ask(address: str, path: str, method: str = "GET", accept: str = "*/*", **note: str) -> tuple[int, Any]:
-    """The status of an answer, and what it says."""
+    """Return the status of an answer, and its text."""
     connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=120)
     with contextlib.closing(connection):
         headers = {"Accept": accept} | ({"Content-Type": "application/json"} if note else {})
@@ -86,7 +86,7 @@ def ask(address: str, path: str, method: str = "GET", accept: str = "*/*", **not
 
 
 def use(address: str, metrics: int = 200) -> None:
-    """A note is created, found on a page, read, changed and deleted. In production metrics are not here, but 404."""
+    """Create a note, find it on a page, read, change and delete it. In production metrics are not here, but 404."""
     status, note = ask(address, "/api/notes", "POST", title="Bread", body="and butter")
     assert status == 201
     path = f"/api/notes/{note['id']}"
@@ -98,7 +98,7 @@ def use(address: str, metrics: int = 200) -> None:
 
 
 def processes(group: int | None = None, below: Path | None = None) -> dict[int, str]:
-    """The running processes of a group, or with something below a folder on their command line."""
+    """Find the running processes of a group, or those with a path below a folder on their command line."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ def processes(group: int | None = None, below: Path | None = None) -> dict[int, 
 
 
 def everything(**environ: object) -> list[int]:
-    """The running processes that have this in their environment."""
+    """Find the running processes that have this in their environment."""
     wanted, found = {f"{name}={value}" for name, value in environ.items()}, []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -126,7 +126,7 @@ def command_of(process: int) -> str:
 
 
 def metrics_of(process: int) -> set[Path]:
-    """Where a process of gunicorn keeps its workers' metrics."""
+    """Return the folder in which a process of gunicorn keeps its workers' metrics."""
     with contextlib.suppress(OSError):
         found = re.findall(r"(/\S+/metrics-[^/\s]+)/", Path(f"/proc/{process}/maps").read_text())
         return {Path(folder) for folder in found}
@@ -134,7 +134,7 @@ def metrics_of(process: int) -> set[Path]:
 
 
 def metrics_folders(group: int) -> set[Path]:
-    """Where the gunicorn of a process group keeps its workers' metrics."""
+    """Return the folders in which the gunicorn of a process group keeps its workers' metrics."""
     return {folder for process in processes(group) for folder in metrics_of(process)}
 
 
@@ -199,7 +199,7 @@ def served(
 
 @contextlib.contextmanager
 def postgres(project: Path, data: Path, database: str) -> Iterator[str]:
-    """A Postgres from an installed project's wheel, with its data elsewhere: its URL."""
+    """Run a Postgres from an installed project's wheel, with its data elsewhere; yield its URL."""
     server = subprocess.Popen(
         [project / ".venv" / "bin" / "python", "-c", POSTGRES, data, database],
         cwd=project,

@@ -1,4 +1,4 @@
-"""What stands around the app and repeats it: README, .env.example, Makefile, container files. They agree."""
+"""The files around the app that repeat it agree with it: README, .env.example, Makefile, container files."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def defaults(installed: Path) -> dict[str, str]:
 
 
 def targets(project: Path) -> list[str]:
-    """What `make` can be asked for."""
+    """The targets of make."""
     phony = re.search(r"^\.PHONY: (.+)$", (project / "Makefile").read_text(), re.MULTILINE)
     assert phony
     return phony[1].split()

@@ -18,7 +18,7 @@ def awkward(request: pytest.FixtureRequest, bake: Bake, tmp_path_factory: pytest
 
 
 def test_answers_arrive(awkward: tuple[dict, Path]):
-    """What was answered is what Python and the packaging tools read."""
+    """Python and the packaging tools read the very answers."""
     answers, project = awkward
     defaults = load(project / "app" / "defaults.py")
     about = tomllib.loads((project / "pyproject.toml").read_text())["project"]

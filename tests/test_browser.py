@@ -35,7 +35,7 @@ def browse(tmp_path: Path) -> Browse:
 
 
 def test_the_console_is_heard(browse: Browse):
-    """What a page must not do is reported, so that silence below means something."""
+    """The browser reports what a page must not do, so that silence below means something."""
     policy = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'">"""
     _, console = browse(f"data:text/html,{policy}<style>p {{}}</style>")
     assert len(console) == 1

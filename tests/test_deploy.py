@@ -1,4 +1,4 @@
-"""What deploy/ and docs/jobs.md ship, with the real programs: systemd, PgBouncer, Kubernetes' schemas, task queues."""
+"""deploy/ and docs/jobs.md, with the real programs: systemd, PgBouncer, Kubernetes' schemas, task queues."""
 
 import contextlib
 import http.client
@@ -53,7 +53,7 @@ def environment(url: str, **more: object) -> dict[str, str]:
 
 
 def flask(project: Path, url: str, *words: str, **more: object) -> str:
-    """What a `flask` command prints."""
+    """Return what a `flask` command prints."""
     result = subprocess.run(
         [project / ".venv" / "bin" / "flask", *words],
         cwd=project,
@@ -72,7 +72,7 @@ def superuser(url: str) -> "psycopg.Connection[Any]":
 
 
 def connected(url: str) -> Counter[str]:
-    """The service's connections, by kind of process."""
+    """Count the service's connections, by kind of process."""
     with superuser(url) as connection:
         rows = connection.execute("select application_name from pg_stat_activity where usename = 'app'").fetchall()
     return Counter(name for (name,) in rows)
@@ -89,7 +89,7 @@ def wait_for(condition: Callable[[], object], seconds: float = STARTING_SECONDS 
 def running(
     command: list[Any], cwd: Path, environ: dict[str, str], log: Path, **options: Any
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program for as long as the context lasts, in which it may not end by itself."""
+    """Run a program for as long as the context lasts. It must not end before that."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=cwd, env=environ, stdout=output, stderr=output, **options)
         try:
@@ -670,7 +670,7 @@ RUN = {
 
 
 def commands(project: Path) -> list[tuple[str, str]]:
-    """Each command of the page, with what is shown below it."""
+    """Return each command of the page, with the output below it."""
     text = (project / "docs" / "deploy.md").read_text()
     blocks = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     entries = [entry for block in blocks for entry in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
@@ -697,7 +697,7 @@ def test_what_the_page_shows(installed: Path, database: str):
 
 
 def test_a_file_of_settings_for_a_shell(installed: Path, database: str, tmp_path: Path):
-    """What systemd reads as EnvironmentFile, a shell reads before it migrates."""
+    """systemd reads it as EnvironmentFile, and a shell reads it before the migration."""
     (command,) = (
         command for command, _ in commands(installed) if "/etc/my_service.env" in command and "sh -c" in command
     )

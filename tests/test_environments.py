@@ -43,7 +43,7 @@ def environ(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def ask(address: Any, path: str = "/readyz", before: str = "") -> str:
-    """The whole answer."""
+    """Return the whole answer."""
     with socket.socket(socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET) as connection:
         connection.settimeout(SECONDS)
         connection.connect(str(address) if isinstance(address, Path) else address)
@@ -76,7 +76,7 @@ def serving(
     path: str = "/readyz",
     **more: Any,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Until it is ready, and while the context lasts; then it is told to stop, and leaves nothing."""
+    """Serve while the context lasts; then it is told to stop, and leaves nothing."""
     with log.open("wb") as output:
         server = subprocess.Popen(
             words, cwd=project, env=environ, stdout=output, stderr=output, start_new_session=True, **more
@@ -148,7 +148,7 @@ def test_shared_memory_that_cannot_be_written(installed: Path, environ: dict[str
 
 
 def mine(pid: int) -> list[Path]:
-    """The folders of metrics that a process uses."""
+    """Find the folders of metrics that a process uses."""
     maps = Path(f"/proc/{pid}/maps").read_text()
     return [Path(found) for found in sorted(set(re.findall(rf"{SHARED_MEMORY}/metrics-[^/\s]+", maps)))]
 

@@ -76,7 +76,7 @@ class Foreign:
 
     @contextlib.contextmanager
     def served(self, command: str = "gunicorn", ready: int = 200, **environ: str) -> Iterator[tuple[str, Path]]:
-        """Its address and its log. In the end SIGTERM stops it, with 0."""
+        """Yield its address and its log. In the end SIGTERM stops it, with 0."""
         port = free_port()
         log = self.folder.parent / f"{port}.log"
         with log.open("w") as output:
@@ -120,7 +120,7 @@ def edit(path: Path, diff: str) -> None:
 
 
 def undone(diff: str) -> str:
-    """The diff the other way round; in it, too, lines go before others come."""
+    """Turn the diff round; in it, too, lines go before others come."""
     lines = [{"+": "-", "-": "+"}.get(line[:1], line[:1]) + line[1:] for line in diff.splitlines()]
     blocks = itertools.groupby(lines, key=lambda line: line[:1] in "+-")
     return "\n".join(line for is_change, block in blocks for line in (sorted(block, key=sign) if is_change else block))
@@ -160,7 +160,7 @@ def venv(folder: Path, *install: str | Path) -> Path:
 
 @pytest.fixture(scope="session")
 def newest(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the document installs, in the versions that the template's project has."""
+    """Install what the document installs, in the versions that the template's project has."""
     tested = ("--constraint", ROOT / PROJECT / "requirements" / "dev.txt")
     more = ("psycopg[binary]", "flask-migrate", "flask-login", "pytest", "setuptools")
     return venv(tmp_path_factory.mktemp("newest") / "venv", *tested, wheel, *more)
@@ -287,7 +287,7 @@ def test_under_load(app: str, command: str, request: pytest.FixtureRequest):
 
 
 def test_a_session_of_flask_login(club: Foreign):
-    """Whoever joins is known on the next request."""
+    """A member who joins is known on the next request."""
     with club.served("gunicorn club:app") as (address, _):
         jar = club.folder.parent / "cookies"
         club.does(

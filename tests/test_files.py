@@ -1,4 +1,4 @@
-"""What is baked: these files and only these, as a careful engineer would have typed them."""
+"""The baked files: these and only these, as a careful engineer would have typed them."""
 
 import json
 import re

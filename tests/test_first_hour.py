@@ -1,4 +1,4 @@
-"""What a newcomer does to a project in the first hour, mistakes included: each is survived, or said in one line."""
+"""A newcomer's first hour with a project, mistakes included: each is survived, or explained in one line."""
 
 import contextlib
 import html
@@ -157,7 +157,7 @@ class Terminal:
             os.close(self.ours)
 
     def read(self) -> bool:
-        """Whether the terminal is still held open by anybody."""
+        """Read, and return whether the terminal is still held open by anybody."""
         if select.select([self.ours], [], [], 0.1)[0]:
             try:
                 self.shown += os.read(self.ours, 4096).decode(errors="replace")
@@ -166,7 +166,7 @@ class Terminal:
         return True
 
     def wait_for(self, text: str) -> None:
-        """Until it is shown, after what was waited for before, or is the command line of a process that runs here."""
+        """Wait until it is shown after the last wait's text, or is the command line of a process that runs here."""
         deadline = time.monotonic() + PATIENCE
         while not (found := re.search(text, self.shown[len(self.seen) :])):
             if any(re.search(text, command) for command in processes(self.process.pid).values()):
@@ -179,7 +179,7 @@ class Terminal:
         os.write(self.ours, text.encode())
 
     def end(self) -> tuple[int, str]:
-        """The exit code, and all that was shown."""
+        """Return the exit code, and all that was shown."""
         deadline = time.monotonic() + PATIENCE
         while self.read():
             assert time.monotonic() < deadline, f"it goes on: {self.shown}"
@@ -187,7 +187,7 @@ class Terminal:
 
 
 def of_ours(shown: str, project: Path) -> list[str]:
-    """The lines of a traceback that are in the project's own files."""
+    """Return the lines of a traceback that are in the project's own files."""
     return re.findall(rf'File "(?:{re.escape(str(project))}/(?!\.venv/).*|<stdin>)"', shown)
 
 

@@ -1,4 +1,4 @@
-"""What is baked passes its own checks: those of the defaults, and of answers that are unusual and right."""
+"""A baked project passes its own checks, with the defaults and with answers that are unusual and right."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def check(command: list[str | Path], cwd: Path, timeout: int = 600) -> str:
 
 
 def results(output: str) -> list[dict[str, int]]:
-    """How each run of pytest ended, by its closing lines."""
+    """Return the result of each run of pytest, from its closing lines."""
     lines = re.findall(r"^(\d+ passed.*) in .*s", output, re.MULTILINE)
     return [{word: int(count) for count, word in re.findall(r"(\d+) (\w+)", line)} for line in lines]
 
@@ -118,7 +118,7 @@ def test_the_suite_of_awkward_answers(
 
 
 def pythons() -> dict[str, str]:
-    """Every Python from 3.11 on that is here, by its version: on the PATH, and where pyenv and uv keep them."""
+    """Find every Python from 3.11 on, by its version: on the PATH, and where pyenv and uv keep them."""
     home = Path.home()
     folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
     pyenv = Path(os.environ.get("PYENV_ROOT", home / ".pyenv"))

@@ -88,7 +88,7 @@ def test_any_number_that_passes_is_one(number: str):
 
 @given(st.integers(1, 262143), st.integers(1, 262143))
 def test_numbers_that_do_not_fit_name_a_way_out(most: int, copies: int):
-    """What the arithmetic refuses fits once one of its remedies is followed; where there is none, it takes both."""
+    """Refused numbers fit once one of the remedies is followed; without a remedy, both numbers have to change."""
     problem = pre.fit_problem(str(most), str(copies), sizing)
     if not problem:
         assert most - 13 >= 2 * copies
@@ -212,12 +212,12 @@ def test_no_bytecode_is_left(cli: Run, template: Path, tmp_path: Path):
 
 
 def test_hooks_can_be_declined(cli: Run, template: Path, tmp_path: Path):
-    """Who does not trust hooks bakes without them and gets the same files."""
+    """Without hooks, for those who do not trust them, the files are the same."""
     cli(template, "--no-input", "--accept-hooks=no", cwd=tmp_path)
     assert (tmp_path / "my_service" / "flask_pooling" / "sizing.py").is_file()
 
 
 def test_hooks_run_on_the_standard_library(project: Path):
-    """What the hooks import needs nothing installed: not even site-packages."""
+    """The hooks import nothing that has to be installed: not even site-packages."""
     for path in (project / "flask_pooling" / "sizing.py", project / "flask_pooling" / "machine.py"):
         subprocess.run([sys.executable, "-I", "-S", "-B", path], check=True, timeout=60)

@@ -28,14 +28,14 @@ UV = Path(sys.executable).parent / "uv"
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile: comments left out, continued lines joined."""
+    """Read the instructions of a Dockerfile: comments left out, continued lines joined."""
     text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
     return [(keyword, rest) for keyword, _, rest in (line.partition(" ") for line in lines) if keyword]
 
 
 def is_sent(name: str, ignored: list[str]) -> bool:
-    """Whether a file is part of the build's context: the last line of .dockerignore that matches it decides."""
+    """Return whether a file is part of the build's context: the last line of .dockerignore that matches decides."""
     sent = True
     for line in ignored:
         pattern = line.removeprefix("!")
@@ -48,7 +48,7 @@ def is_sent(name: str, ignored: list[str]) -> bool:
 
 @dataclass
 class Image:
-    """What the Dockerfile makes. Paths are as in a container, but below `root`."""
+    """The image that the Dockerfile makes. Paths are as in a container, but below `root`."""
 
     root: Path
     environ: dict[str, str]
@@ -154,7 +154,7 @@ def test_one_service_builds(compose: dict):
 
 
 def test_ports(image: Image, compose: dict):
-    """What the image sets and exposes, and what compose sets, agree. Only nginx is published, and passes on to that."""
+    """The ports of the image and of compose agree. Only nginx is published, and passes requests on to them."""
     services = compose["services"]
     environ = services["app"]["environment"]
     for name in ("WEB_HOST", "PORT", "WEB_PROBE_PORT"):
@@ -167,7 +167,7 @@ def test_ports(image: Image, compose: dict):
 
 
 def test_mounts_of_the_proxy(compose: dict, installed: Path):
-    """What compose mounts into nginx is there; with TLS_HOST it is the other server's file."""
+    """The files that compose mounts into nginx are there; with TLS_HOST it is the other server's file."""
     found = {volume.partition(":")[0] for volume in compose["services"]["proxy"]["volumes"] if volume.startswith(".")}
     assert found == {"./deploy/nginx/app.conf.template", "./deploy/nginx/http.conf.template"}
     assert "/http${TLS_HOST:+s}.conf.template:" in (installed / "compose.yaml").read_text()

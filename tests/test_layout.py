@@ -41,7 +41,7 @@ def lines_of_code(path: Path) -> int:
 
 
 def imported(path: Path) -> set[str]:
-    """The packages that a module imports, anywhere in it."""
+    """Return the packages that a module imports, anywhere in it."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -53,7 +53,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(("name", "most"), MOST_LINES.items())
 def test_sizes(project: Path, name: str, most: int):
-    """Whoever is new reads the whole of it."""
+    """A newcomer can read the whole of it."""
     counted = {str(path.relative_to(project)): lines_of_code(path) for path in modules(project, name)}
     assert counted
     assert sum(counted.values()) <= most, counted

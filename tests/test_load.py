@@ -21,7 +21,7 @@ def service(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def load(project: Path, port: int, words: str = "", **environ: str) -> tuple[int, str, dict[str, str]]:
-    """The exit code, all that was printed, and the rows at the end by name."""
+    """Return the exit code, all that was printed, and the rows at the end by name."""
     done = run(f"make load {words}", project, PORT=str(port), **environ)
     rows = re.findall(r"^([a-z ]{12}) (.+)$", done.stdout, re.MULTILINE)
     return done.returncode, done.stdout, {name.strip(): text for name, text in rows}

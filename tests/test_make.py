@@ -64,7 +64,7 @@ def test_demo_bakes_once(checkout: Path):
 
 
 def test_demo_after_an_interrupted_bake(checkout: Path):
-    """What an interrupted bake left is baked anew."""
+    """After an interrupted bake, the project is baked again."""
     (checkout / ".demo" / "my_service").mkdir(parents=True)
     assert make(checkout, "demo").returncode == 0
     assert (checkout / ".demo" / "my_service" / "wsgi.py").is_file()

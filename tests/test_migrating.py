@@ -34,7 +34,7 @@ def server(installed: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def follow(project: Path, name: str, *, after: str, body: str = "pass") -> Path:
-    """A migration written by hand."""
+    """Write a migration by hand."""
     path = project / "migrations" / "versions" / f"{name}.py"
     path.write_text(
         f'"""{name}."""\n\nimport sqlalchemy as sa\nfrom alembic import op\n\n'
@@ -310,7 +310,7 @@ OLDER = """    shoe: Mapped[int] = mapped_column(CheckConstraint("shoe > 0", nam
 
 
 def test_types_of_other_packages_and_constraints_of_columns(copy: Path, tmp_path: Path):
-    """What is imported, what is written, and what Alembic does not see: that is named."""
+    """Imports and types are written, and what Alembic does not see is named."""
     packages = tmp_path / "packages"
     uv = Path(sys.executable).parent / "uv"
     install = [uv, "pip", "install", "--quiet", "--no-deps", "--target", packages, "sqlalchemy-utils", "pgvector"]
@@ -428,7 +428,7 @@ def test_an_error_of_the_database_is_one_line(copy: Path, server: str, url: str,
 
 
 def test_the_postgres_of_the_project_sees_nothing_of_the_shell(installed: Path):
-    """What libpq reads by itself is meant for another server."""
+    """libpq's own variables are meant for another server."""
     shell = {"PGPORT": "5433", "PGSERVICE": "none", "PGHOSTADDR": "127.0.0.1", "PGOPTIONS": "-c statement_timeout=1"}
     done = run('make migrate m="nothing"', installed, **shell)
     assert "Alembic finds nothing to migrate" in done.stdout
@@ -607,7 +607,7 @@ def test_an_index_that_fails_concurrently_is_named(impatient: tuple[Path, psycop
 
 
 def test_a_migration_that_commits_by_itself_is_applied(copy: Path, server: str):
-    """What comes after its commit counts as well, and so does its version."""
+    """The statements after its commit count as well, and so does its version."""
     body = f"{TABLE}\n    op.get_bind().commit()\n    op.create_table('whole', sa.Column('id', sa.Integer))"
     follow(copy, "commits", after="0001", body=body)
     follow(copy, "last", after="commits")

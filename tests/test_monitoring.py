@@ -72,7 +72,7 @@ def promtool(*words: str | Path) -> None:
 
 
 def alerts(project: Path) -> dict[str, Any]:
-    """The rules by name."""
+    """Return the rules by name."""
     groups = yaml.safe_load((project / RULES).read_text())["groups"]
     return {rule["alert"]: rule for group in groups for rule in group["rules"]}
 
@@ -190,7 +190,7 @@ def get(port: int, path: str, timeout: float) -> Any:
 
 @contextlib.contextmanager
 def clients(trouble: Trouble, port: int) -> Iterator[None]:
-    """As many as the scenario has, until the context ends."""
+    """Run as many clients as the scenario has, until the context ends."""
     over = threading.Event()
 
     def ask() -> None:
@@ -209,7 +209,7 @@ def clients(trouble: Trouble, port: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, rules: str, targets: dict[str, list[int]]) -> Iterator[Callable[[str], Any]]:
-    """A Prometheus that scrapes what serves on these ports; what its API answers to a path."""
+    """Run a Prometheus that scrapes these ports; yield a function that asks its API for a path."""
     port, seconds = free_port(), "500ms"
     jobs = [
         {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}]}

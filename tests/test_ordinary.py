@@ -1,4 +1,4 @@
-"""What the manuals of Flask, SQLAlchemy, Alembic, pydantic and gunicorn say, done in a project: it works here, too."""
+"""The manuals of Flask, SQLAlchemy, Alembic, pydantic and gunicorn, followed in a project: it works here, too."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ def add(path: Path, text: str, *, before: str = "") -> None:
 
 
 def test_a_factory_that_asks_the_database(copy: Path, server: str):
-    """What is loaded before the fork keeps no connection: the plan has none for it, and the next start counts it."""
+    """The master keeps no connection: the plan has none for it, and the next start would count it."""
     asks = "    with app.app_context():\n        db.create_all()\n"
     add(copy / "app" / "__init__.py", asks, before=END_OF_FACTORY)
     settings = production(server, APP_INSTANCES="1", WEB_CONCURRENCY="2", WEB_THREADS="2")
@@ -364,7 +364,7 @@ with create_app().app_context():
 
 
 def head_of(address: str, path: str, *lines: str) -> str:
-    """The head of an answer to a request with these header lines, as they are."""
+    """Return the head of an answer to a request with these header lines, as they are."""
     host, _, port = address.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=120) as client:
         client.sendall("\r\n".join((f"GET {path} HTTP/1.1", *lines, "Connection: close", "", "")).encode("latin-1"))

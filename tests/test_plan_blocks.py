@@ -1,4 +1,4 @@
-"""What docs/plan/ gives to copy, started with the real programs: each block opens what the page says, and no more."""
+"""The blocks of docs/plan/, started with the real programs: each opens as much as the page says, and no more."""
 
 import contextlib
 import json
@@ -114,7 +114,7 @@ def server(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def blocks(browser: chromium.Page, query: str) -> dict[str, str]:
-    """What the page gives to copy, by name, and its one line as `sum`."""
+    """Return the page's blocks by name, and its one line as `sum`."""
     browser.open(f"{PAGE.as_uri()}?{query}")
     assert browser.ask("id('error').textContent") == ""
     found = browser.ask("[...document.querySelectorAll('pre')].map((pre) => [pre.id.slice(6), pre.textContent])")
@@ -122,7 +122,7 @@ def blocks(browser: chromium.Page, query: str) -> dict[str, str]:
 
 
 def connected(url: str, name: str) -> int:
-    """The connections with that application_name."""
+    """Count the connections with that application_name."""
     with superuser(url) as connection:
         row = connection.execute("select count(*) from pg_stat_activity where application_name = %s", [name]).fetchone()
     assert row
@@ -130,7 +130,7 @@ def connected(url: str, name: str) -> int:
 
 
 def most_opened(url: str, name: str, port: int, expected: int) -> int:
-    """How many connections a service has once more requests than it can serve at once hold or want one, and after all
+    """Count the connections while more requests than a service can serve at once hold or want one, and after all
     of them were answered."""
     statuses: list[int] = []
 

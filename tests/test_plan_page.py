@@ -36,7 +36,7 @@ def browser() -> Iterator[chromium.Page]:
 
 
 def numbers(chance: random.Random) -> dict[str, Any]:
-    """Inputs of a plan: mostly of everyday size, so that much of it is about to fit or not to; some at the limits."""
+    """Draw inputs of a plan: mostly of everyday size, so that many just fit or just do not; some at the limits."""
 
     def one(usual: int, most: int, least: int = 1) -> int:
         return chance.choice([chance.randint(least, usual)] * 9 + [chance.randint(least, most)])
@@ -70,7 +70,7 @@ def numbers(chance: random.Random) -> dict[str, Any]:
 
 
 def outcome(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What sizing.py says, in the form of OUTCOMES."""
+    """Return sizing.py's answer, in the form of OUTCOMES."""
     jobs = {name: sizing.Job(**job) for name, job in inputs["jobs"].items()}
     try:
         plan = sizing.plan(**inputs | {"jobs": jobs})
@@ -322,7 +322,7 @@ def test_by_keyboard(browser: chromium.Page):
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_screen_reader_has_a_name_for_everything(browser: chromium.Page, query: str):
-    """What can be used, and each picture, has a name; what is wrong is announced with its field."""
+    """Each control and each picture has a name; an error is announced with its field."""
     opened(browser, QUERIES[query])
     nodes = browser.tell("Accessibility.getFullAXTree")["nodes"]
     roles = {"textbox", "combobox", "button", "link", "img", "image", "form", "region", "group", "list"}

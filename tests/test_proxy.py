@@ -63,7 +63,7 @@ class Instance(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def instances(port: int, *addresses: str) -> Iterator[list[str]]:
-    """What they have seen."""
+    """Two instances, which note what they have seen."""
     seen: list[str] = []
     handler = type("Handler", (Instance,), {"seen": seen})
     with contextlib.ExitStack() as stack:
@@ -115,7 +115,7 @@ def test_what_the_service_believes(behind: tuple[Proxy, list[str]]) -> None:
 
 
 def test_the_largest_body(behind: tuple[Proxy, list[str]], project: Path) -> None:
-    """What the app takes, nginx takes; what is larger does not reach it."""
+    """nginx takes the bodies that the app takes; a larger one does not reach the app."""
     assert 'MAX_CONTENT_LENGTH": 1024 * 1024' in (project / "app" / "config.py").read_text()
     assert json.loads(ask(behind[0], "/", "POST", bytes(LARGEST))[1])["body"] == LARGEST
     with contextlib.suppress(ConnectionError):  # it need not read the rest

@@ -1,4 +1,4 @@
-"""What the template asks, and what it makes of an answer."""
+"""The template's questions, and the use of each answer."""
 
 import json
 import re

@@ -54,7 +54,7 @@ INLINE = re.compile(r"`((?:make|(?:\.venv/bin/)?flask|gunicorn|cruft)(?: [^`]+)?
 
 
 def blocks(readme: Path) -> list[tuple[str, str]]:
-    """Every command in a README's console blocks, with what is shown below it."""
+    """Return every command in a README's console blocks, with the output below it."""
     text = readme.read_text().replace("{{ cookiecutter.project_slug }}", "my_service")
     consoles = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     entries = (entry for block in consoles for entry in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:])

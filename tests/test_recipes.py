@@ -61,7 +61,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told(command: list[Any], project: Path, **environ: str) -> str:
-    """What a command prints that succeeds."""
+    """Return what a command prints that succeeds."""
     done = subprocess.run(
         command,
         cwd=project,

@@ -83,7 +83,7 @@ TABLE = [
 
 
 def shown(answer: str) -> str:
-    """How a line quotes an answer: as Python would, but not endlessly."""
+    """Quote an answer as a line does: as Python would, but not endlessly."""
     return repr(answer if len(answer) <= 60 else answer[:57] + "...").strip("'\"")
 
 
@@ -110,7 +110,7 @@ def runs(template: Path, cli: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def refusal(result: subprocess.CompletedProcess[str], left: list[Path]) -> str:
-    """The first line of a run that was refused and left nothing; the second is the command that asks again."""
+    """Return the first line of a run that was refused and left nothing. The second is the command that asks again."""
     assert result.returncode == 1, result.stdout
     line, again, below = result.stderr.splitlines()
     assert line.startswith("Refused: ")

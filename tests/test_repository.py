@@ -32,7 +32,7 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def found(folder: Path) -> set[str]:
-    """The committed files that have the placeholder."""
+    """Find the committed files that have the placeholder."""
     names = git(folder, "ls-files", "-z").split("\0")[:-1]
     return {name for name in names if PLACEHOLDER.search((folder / name).read_text(errors="replace"))}
 

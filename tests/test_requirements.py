@@ -20,7 +20,7 @@ BAKE, TEST, DEPLOY, BLOCKS, PROD, DEV, BENCH = LOCKS
 
 
 def pins(lock: Path) -> dict[str, str]:
-    """The version of each package in a lock file."""
+    """Read the version of each package in a lock file."""
     return dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\]+)", lock.read_text(), re.MULTILINE))
 
 
@@ -66,7 +66,7 @@ def test_lock_holds_what_is_asked_for(lock: Path):
 
 @pytest.mark.parametrize(("smaller", "larger"), [(PROD, DEV), (PROD, BENCH), (BAKE, TEST)])
 def test_one_is_part_of_the_other(smaller: Path, larger: Path):
-    """What is tested is what is run: the larger set holds the smaller at the same versions."""
+    """Tests run on the versions that the service runs on: the larger set holds the smaller."""
     assert pins(smaller).items() <= pins(larger).items()
 
 

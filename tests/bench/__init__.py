@@ -1,1 +1,1 @@
-"""How fast the baked service is, against code without its comforts: `make bench`, or `python -m tests.bench --help`."""
+"""The speed of the baked service, beside code without its comforts: `make bench`, or `python -m tests.bench --help`."""

@@ -80,7 +80,7 @@ def sweep(project: Project, options: argparse.Namespace) -> None:
 
 
 def recycle(project: Project, options: argparse.Namespace) -> None:
-    """What it costs to replace a worker after so many requests."""
+    """Measure what it costs to replace a worker after so many requests."""
     rounds.store(options.out or RESULTS / "recycle.json", measure(project, options, servers.recycled))
 
 

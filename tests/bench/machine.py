@@ -1,4 +1,4 @@
-"""What Linux says of a running server: processes, CPU, memory. And of the machine, for the record."""
+"""A running server as Linux sees it: processes, CPU, memory. And the machine, for the record."""
 
 import contextlib
 import os
@@ -67,7 +67,7 @@ def memory(root: int) -> dict[str, float]:
 
 
 def describe() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine of the figures."""
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": model[0].partition(":")[2].strip() if model else platform.processor(),

@@ -1,4 +1,4 @@
-"""What everything here needs: a baked project, compiled, and a real Postgres for it, on TCP as in production."""
+"""The base of everything here: a baked project, compiled, and a real Postgres for it, on TCP as in production."""
 
 import contextlib
 import importlib.util
@@ -59,7 +59,7 @@ class Project:
         return kept | production | {"PYTHONHASHSEED": "0"} | more
 
     def run(self, *command: str | Path, **environ: str) -> str:
-        """What a command says, run in the project; the first word is one of the environment's programs."""
+        """Run a command in the project, and return its output; the first word is one of the environment's programs."""
         return subprocess.run(
             [TOOLS / command[0], *command[1:]],
             cwd=self.folder,

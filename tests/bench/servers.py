@@ -1,4 +1,4 @@
-"""Who is measured: each candidate is a command that serves one of the apps in candidates/, with its settings."""
+"""The candidates: each is a command that serves one of the apps in candidates/, with its settings."""
 
 import contextlib
 import http.client

@@ -50,13 +50,13 @@ def is_long(config: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session")
 def long(request: pytest.FixtureRequest) -> bool:
-    """Whether to run the full loads."""
+    """True if the full loads are to run."""
     return is_long(request.config)
 
 
 @pytest.fixture(scope="session")
 def baked(bake: Callable[..., Path], request: pytest.FixtureRequest) -> harness.Project:
-    """What the defaults bake, installed. CHAOS_VENV names an installed .venv to use instead of making one."""
+    """The project of the defaults, installed. CHAOS_VENV names an installed .venv to use instead of making one."""
     folder = bake()
     venv = Path(os.environ.get("CHAOS_VENV") or request.getfixturevalue("installed") / ".venv")
     for parent in {

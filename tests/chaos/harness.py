@@ -1,4 +1,4 @@
-"""What the scenarios are made of: a baked project, real servers, loads that end, and one table of what was counted.
+"""The parts of the scenarios: a baked project, real servers, loads that end, and one table of what was counted.
 
 Everything that is started is a context manager that stops it again, by its own pid.
 """
@@ -42,7 +42,7 @@ NO_CONNECTION_LEFT = re.compile("too many clients|remaining connection slots|too
 
 @dataclass
 class Result:
-    """What one scenario counted. `missed` says which bars were missed, and is empty when all were met."""
+    """The counts of one scenario. `missed` says which bars were missed, and is empty when all were met."""
 
     scenario: str
     load: str
@@ -529,7 +529,7 @@ class Copy:
 
     @property
     def plan(self) -> dict[str, int]:
-        """What gunicorn said that it starts."""
+        """The plan that gunicorn has logged."""
         pattern = r"plan: (\d+) instances? x (\d+) workers? x \((\d+) \+ (\d+)\) = (\d+) of (\d+)"
         found = wait_for(lambda: re.search(pattern, self.text()), GENEROUS, "plan in the log")
         names = ("instances", "workers", "pool", "overflow", "peak", "usable")
@@ -733,7 +733,7 @@ class Held:
         ]
 
     def came(self) -> int:
-        """How many of them have reached a view."""
+        """Count those that have reached a view."""
         return len([*self.folder.glob("came-*")])
 
     def let_go(self) -> list[Answer]:
@@ -742,6 +742,6 @@ class Held:
 
 
 def missing(*programs: str | Path) -> str:
-    """Why a scenario cannot run here; empty if it can."""
+    """Say why a scenario cannot run here; nothing if it can."""
     absent = [str(program) for program in programs if not shutil.which(str(program))]
     return f"not installed: {', '.join(absent)}" if absent else ""

@@ -84,7 +84,7 @@ def slow_clients(port: int, kind: str, count: int = 200) -> Iterator[None]:
 
 
 def connected(port: int) -> int:
-    """How many clients this port has, by the kernel."""
+    """Count the clients of this port, by the kernel."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     return sum(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == ESTABLISHED for line in lines)
 
@@ -147,7 +147,7 @@ def slowed(
 
 @pytest.mark.parametrize("kind", WHAT)
 def test_slow_clients(kind: str, baked: Project, postgres: Postgres) -> None:
-    """How fast the others are meanwhile is a matter of `make chaos`."""
+    """`make chaos` measures how fast the others are meanwhile."""
     assert not record(served_beside(baked, postgres, kind, 200, GENEROUS)).missed
 
 

@@ -1,4 +1,4 @@
-"""What happens to the database must not happen to the clients, or only as 503, and for no longer than it lasts."""
+"""Troubles of the database reach clients as a 503 at most, and for no longer than they last."""
 
 import contextlib
 import itertools
@@ -264,7 +264,7 @@ def next_port(copies: list[Copy]) -> Callable[[], int]:
 
 
 def ready_when_full(copies: list[Copy], *servers: Postgres) -> Counter[str]:
-    """What readiness says, and whether within a second, while queries hold every connection that the copies have."""
+    """Ask for readiness, which has a second, while queries hold every connection that the copies have."""
     slots = sum(copy.plan["workers"] * copy.plan["pool"] for copy in copies)
     busy = "select 1 from pg_stat_activity where usename = %s and query like %s and state = 'active'"
 

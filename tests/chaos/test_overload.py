@@ -143,7 +143,7 @@ def too_many(copy: Copy, requests: int) -> Result:
 
 
 def test_overload(baked: Project, small: Postgres) -> None:
-    """What is served in a second is a matter of `make chaos`."""
+    """`make chaos` measures how many are served in a second."""
     with Copy(baked, small.url(), **SMALL) as copy:
         assert not record(too_many(copy, 1500)).missed
 

@@ -1,4 +1,4 @@
-"""What the project's docs/connection-pooling.md says of PgBouncer and TLS: each error, and the settings.
+"""PgBouncer and TLS as in the project's docs/connection-pooling.md: each error, and the settings.
 
 tests/inside/guide.py makes all the other errors happen. Those that it leaves to this file are listed
 there, and compared here.
@@ -145,14 +145,14 @@ def document(baked: Project) -> str:
 
 @pytest.mark.parametrize("message", PROVOKED)
 def test_errors(message: str, document: str, postgres: Postgres) -> None:
-    """What the document quotes is what PgBouncer, the server or the driver says."""
+    """The document quotes the very words of PgBouncer, the server or the driver."""
     assert f"\n| `{message}` |" in document
     text = PROVOKED[message](postgres)
     assert message in text, text
 
 
 def test_none_is_left_out(baked: Project) -> None:
-    """What the project's tests leave to the template is provoked here."""
+    """The errors that the project's tests leave to the template are provoked here."""
     tests = ast.parse((Path(__file__).parents[1] / "inside" / "guide.py").read_text())
     (left,) = (
         ast.literal_eval(node.value)

@@ -38,7 +38,7 @@ TYPES = st.sampled_from(
 
 
 def described(project: Project, postgres: Postgres, folder: Path, examples: int, *options: str) -> Result:
-    """What api.yaml describes, and what violates it, one request at a time and in sequences: all of schemathesis."""
+    """Send what api.yaml describes, and what violates it, one by one and in sequences: all of schemathesis."""
     result = Result(
         "Requests that a schema describes", f"up to {examples} by schemathesis, each operation and phase",
         "answers that the schema describes, no 5xx, no traceback",
@@ -80,7 +80,7 @@ def test_sabotage_described(sabotaged: Callable[[str], Project], postgres: Postg
 
 
 def fuzzed(project: Project, postgres: Postgres, requests: int) -> Result:
-    """What no schema describes: bytes, halves of surrogate pairs, other types, paths and methods."""
+    """Send what no schema describes: bytes, halves of surrogate pairs, other types, paths and methods."""
     print(f"SEED={SEED}")  # shown where it fails; in the environment, it repeats the run
     result = Result(
         "Random requests",

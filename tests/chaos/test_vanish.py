@@ -58,7 +58,7 @@ class Network:
         ip("netns", "del", NAMESPACE)
 
     def vanish(self) -> None:
-        """What arrives there is answered into a black hole."""
+        """Answers from there go into a black hole."""
         ip("-n", NAMESPACE, "route", "add", "blackhole", f"{OURS}/32")
 
     def come_back(self) -> None:

@@ -229,7 +229,7 @@ def database_limited(url: str, folder: Path) -> str:
 
 
 def wait_for_word(connection: "psycopg.Connection[Any]") -> None:
-    """Until the server says something unasked, such as that it ends this connection."""
+    """Wait until the server says something unasked, such as that it ends this connection."""
     assert select.select([connection], [], [], 10)[0], "the server says nothing"
 
 
@@ -243,7 +243,7 @@ def terminated(url: str, folder: Path) -> str:
 
 @provokes("server closed the connection unexpectedly")
 def killed(url: str, folder: Path) -> str:
-    """As the kernel does when memory is short. Postgres restarts after that."""
+    """Kill the process, as the kernel does when memory is short. Postgres restarts after that."""
     with psycopg.connect(url) as connection, psycopg.connect(url) as other:
         os.kill(connection.info.backend_pid, signal.SIGKILL)
         text = error_of(lambda: connection.execute("select pg_sleep(5)"))
@@ -259,13 +259,13 @@ def killed(url: str, folder: Path) -> str:
 
 
 def stopped(url: str, setting: str, statement: str) -> str:
-    """The error of a statement on a connection with a setting."""
+    """Return the error of a statement on a connection with a setting."""
     with psycopg.connect(url, options=f"-c {setting}") as connection:
         return error_of(lambda: connection.execute(statement.encode()))
 
 
 def stopped_while_idle(url: str, setting: str, *, in_transaction: bool) -> str:
-    """The error of the first statement after the server has ended a connection with a setting."""
+    """Return the error of the first statement after the server has ended a connection with a setting."""
     with psycopg.connect(url, options=f"-c {setting}") as connection:
         if in_transaction:
             connection.execute("select 1")
@@ -302,7 +302,7 @@ def read_only(url: str, folder: Path) -> str:
 
 @provokes("server is in hot standby mode")
 def a_replica(url: str, folder: Path) -> str:
-    """A server that only replays what another one has written."""
+    """Ask a server that only replays what another one has written."""
     with tempfile.TemporaryDirectory() as elsewhere:
         data = Path(elsewhere) / "replica"
         with postgres.running(data, "test"):
@@ -320,7 +320,7 @@ def no_server_takes_writes(url: str, folder: Path) -> str:
 
 @provokes("another request's rows, and no error")
 def rows_of_another(url: str, folder: Path) -> str:
-    """One process asks and ends before it has read the answer; the other reads it as its own."""
+    """Ask in one process, which ends before it has read the answer; the other process reads it as its own."""
     with psycopg.connect(url, autocommit=True) as connection:
         in_child(lambda: connection.pgconn.send_query(b"select 'another request''s rows'"), folder)
         (row,) = connection.execute("select 'mine'").fetchone() or ("none",)
@@ -371,7 +371,7 @@ def two_writers(url: str, folder: Path) -> str:
 
 @pytest.mark.parametrize(("message", "provoke", "on"), [*PROVOKED.values()])
 def test_errors(message: str, provoke: Provoke, on: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """What the document quotes is what the server, the driver or SQLAlchemy says."""
+    """The document quotes the very words of the server, the driver or SQLAlchemy."""
     text = provoke(request.getfixturevalue("own_server") if on == "postgres" else "", tmp_path)
     assert re.search(re.escape(message).replace("…", ".+?"), text), text
 

@@ -26,7 +26,7 @@ from tests.serving import ROOT, free_port, wait_until
 
 
 def superuser(url: str) -> "psycopg.Connection[Any]":
-    """Of our own Postgres; to be used as a context manager."""
+    """Connect to our own Postgres; to be used as a context manager."""
     as_superuser = make_url(url).set(drivername="postgresql", username="postgres")
     return psycopg.connect(as_superuser.render_as_string(hide_password=False), autocommit=True)
 
@@ -127,7 +127,7 @@ def engine_of(app: Flask, bind_key: str | None = None) -> Engine:
 
 
 def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> Any:
-    """gunicorn with its configuration, as if it had been started with these words. It serves nothing."""
+    """Make gunicorn with its configuration, as if it had been started with these words. It serves nothing."""
     for name, value in environ.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv(metrics.DIRECTORY, "/")  # no folder is made
@@ -140,7 +140,7 @@ def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> Any
 
 
 def start(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> None:
-    """What gunicorn does before it serves, for a start that is refused there: SystemExit has the message."""
+    """Do what gunicorn does before it serves, for a start that is refused there: SystemExit has the message."""
     app = load(monkeypatch, *words, **environ)
     server = SimpleNamespace(cfg=app.cfg, app=app, log=logging.getLogger(__name__))
     app.cfg.nworkers_changed(server, app.cfg.workers, None)

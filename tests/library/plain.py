@@ -76,7 +76,7 @@ class Settings(flask_pooling.Settings):
 
 
 def create_app(*, process: str | None = None, binds: dict[str, Any] | None = None, **config: Any) -> Flask:
-    """:param binds: by name, the URL of a database, or all options of its engine."""
+    """Make the app. :param binds: by name, the URL of a database, or all options of its engine."""
     settings = Settings.load()
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = settings.database_url
@@ -95,7 +95,7 @@ def items() -> list[str]:
 
 
 def add_item() -> tuple[str, int]:
-    """Writes, and asks for something else in between, as a view does that checks a quota."""
+    """Write, and ask for something else in between, as a view does that checks a quota."""
     db.session.add(Item(name=request.get_data(as_text=True)))
     db.session.flush()
     count = run(sa.select(sa.func.count()).select_from(Item))[0][0]
@@ -104,11 +104,11 @@ def add_item() -> tuple[str, int]:
 
 
 def sleep() -> str:
-    """A query that takes a while."""
+    """Run a query that takes a while."""
     return str(len(run(sa.text("select pg_sleep(0.02)"))))
 
 
 def think() -> str:
-    """A request that needs no database."""
+    """Answer without the database."""
     time.sleep(float(request.args["seconds"]))
     return ""

@@ -73,7 +73,7 @@ def test_jobs_are_a_part_of_what_has_to_fit() -> None:
 
 
 def connected(*, elsewhere: int = 0, others: int = 0, **ours: int) -> dict[str, Any]:
-    """So many connections of ours by kind, of the same role in another database, and of other roles in the same."""
+    """Connect: ours by kind, the same role in another database, and other roles in the same."""
     return {
         "connected": ours,
         "connected_others": elsewhere + others,
@@ -112,7 +112,7 @@ def connected(*, elsewhere: int = 0, others: int = 0, **ours: int) -> dict[str, 
 def test_a_start_is_refused_only_where_it_cannot_fit(
     facts: dict[str, Any], warning: str | None, refused: str | None
 ) -> None:
-    """What is open and what starts, together, against each limit. One instance too many, with room left, is told."""
+    """Open connections and those that start are compared with each limit. One instance too many, with room, is told."""
     verdict = budget.judge(PLAN, replace(SERVER, **facts), starting=True)
     assert bool(verdict.problems) is bool(refused), verdict.problems
     if refused:

@@ -56,7 +56,7 @@ def test_plan_as_json(plain: Flask) -> None:
     ],
 )
 def test_other_numbers_can_be_tried(plain: Flask, words: list[str], expected: dict[str, int]) -> None:
-    """What if."""
+    """Each option takes the place of a setting."""
     plan = json.loads(run(plain, "plan", "--json", *WHAT_IF, *words)[1])
     assert {name: plan[name] for name in expected} == expected
 

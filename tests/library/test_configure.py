@@ -31,7 +31,7 @@ def note(name):
 
 
 def hook(name: str) -> str:
-    """A hook that says that it was called, with the parameters of gunicorn's manual."""
+    """Make a hook that says that it was called, with the parameters of gunicorn's manual."""
     parameters = ", ".join(inspect.signature(MANUAL[name]).parameters)
     return f"def {name}({parameters}):\n    note({name!r})\n"
 
@@ -149,7 +149,7 @@ def test_an_app_that_was_made_too_early_is_refused(tmp_path: Path) -> None:
 
 
 def begin(app: Any, *, serve: bool = True) -> None:
-    """What gunicorn does before it serves."""
+    """Do what gunicorn does before it serves."""
     server = SimpleNamespace(cfg=app.cfg, app=app, log=logging.getLogger(__name__))
     app.cfg.nworkers_changed(server, app.cfg.workers, None)
     if app.cfg.preload_app:

@@ -36,7 +36,7 @@ PID = sa.text("select pg_backend_pid()")
 @pytest.mark.sqlite  # nobody connects: once is enough
 @pytest.mark.usefixtures("production")
 class TestArguments:
-    """What is given to the driver."""
+    """The driver's arguments."""
 
     def of(self, process: str = flask_pooling.WEB, more: str = "") -> dict[str, Any]:
         settings = Settings.load()

@@ -37,7 +37,7 @@ def on_our_own(environ: dict[str, str], own_postgres: str, monkeypatch: pytest.M
 
 @contextlib.contextmanager
 def takes_no_writes(url: str) -> Iterator[None]:
-    """What providers do when the disk is full."""
+    """Refuse writes, as providers do when the disk is full."""
     name = make_url(url).database
     with superuser(url) as admin:
         admin.execute(f'alter database "{name}" set default_transaction_read_only = on'.encode())

@@ -75,7 +75,7 @@ def test_the_answer_is_plain_text_or_the_apps(caplog: pytest.LogCaptureFixture) 
     ],
 )
 def test_what_the_real_server_says(plain: Flask, statements: list[Any], transient: bool) -> None:
-    """What would be the same next time is the app's mistake, also where the connection is lost by it."""
+    """An error that would be the same next time is the app's mistake, even if it costs the connection."""
     engine = engine_of(plain)
     with superuser(engine.url.render_as_string(hide_password=False)) as admin:
         admin.execute(f"alter role {engine.url.username} set temp_file_limit = '1MB'")

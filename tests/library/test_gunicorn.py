@@ -143,7 +143,7 @@ def test_a_server_without_the_plan_serves_nobody(environ: dict[str, str], tmp_pa
 
 
 def left_behind() -> set[Path]:
-    """Folders of metrics that no process uses; a service that runs beside the tests has one that is its own."""
+    """Find folders of metrics that no process uses; a service that runs beside the tests uses its own."""
     used = ""
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
@@ -201,7 +201,7 @@ def test_who_waits_at_the_end_is_served(environ: dict[str, str], tmp_path: Path)
 
 
 def connects(address: tuple[str, int]) -> bool:
-    """A connection that is made ends at once."""
+    """Return whether a connection that is made ends at once."""
     with contextlib.suppress(OSError), socket.create_connection(address, 0.2):
         return True
     return False

@@ -48,7 +48,7 @@ def test_a_database_that_is_gone_is_503(make_plain: Callable[..., Flask]) -> Non
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """What is given up within a second is given up sooner, so that a test need not wait so long."""
+    """Give up sooner than within a second, so that a test need not wait so long."""
     assert health.ANSWER_WITHIN_SECONDS < 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(health, "ANSWER_WITHIN_SECONDS", 0.05)
@@ -82,7 +82,7 @@ def test_a_database_that_hangs_is_given_up_within_a_second(make_plain: Callable[
 
 @contextmanager
 def old_proof(app: Flask) -> Iterator[health.Prober]:
-    """No connection has come back for a while."""
+    """Pretend that no connection has come back for a while."""
     prober: health.Prober = app.extensions["flask_pooling"].prober
     prober._last_answer = float("-inf")
     yield prober

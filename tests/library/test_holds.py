@@ -1,4 +1,4 @@
-"""Who holds a connection: seconds by endpoint, and one line for a connection that is held while nothing runs on it."""
+"""The holders of connections: seconds by endpoint, and one line for a connection on which nothing runs."""
 
 import logging
 import re

@@ -58,7 +58,7 @@ def test_a_job_has_its_share(make_plain: Callable[..., Flask], job: str, connect
 
 
 def test_an_unknown_job_is_refused(make_plain: Callable[..., Flask], make_app: Callable[..., Flask]) -> None:
-    """Whether the code or APP_JOB names it: its pool would be one that nobody counted."""
+    """The code or APP_JOB may name it: either way, nobody would have counted its pool."""
     for make in (make_plain, make_app):
         with pytest.raises(SettingsError, match=r"'wroker'.* APP_JOBS"):
             make(job="wroker")
@@ -215,7 +215,7 @@ def test_behind_pgbouncer_the_role_has_the_time_limits(
     pooled = {"DATABASE_URL": through_pgbouncer, "DB_POOLER": "pgbouncer", "DB_STATEMENT_TIMEOUT": 7}
 
     def sent_by(app: Flask) -> tuple[int, int]:
-        """What `run` sends, and what a session's read does."""
+        """Return what `run` sends, and what a session's read sends."""
         with app.app_context():
             run(statement)  # the first one opens a connection
             with messages(engine_of(app), tmp_path / "run") as by_run:

@@ -1,4 +1,4 @@
-"""What the environment is full of: names that somebody else injects, names that are misspelt, bytes around a value."""
+"""Names and values as real environments have them: injected by others, misspelt, with bytes around them."""
 
 from typing import ClassVar
 
@@ -163,7 +163,7 @@ def test_what_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, name: str) ->
 
 @pytest.mark.parametrize("name", ["\ufeffDB_POOL_SIZE", " DB_POOL_SIZE", "DB_POOL_SIZE\r"])
 def test_bytes_around_a_name_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """What an editor puts at the start of a file would make its first line count for nothing."""
+    """A byte order mark at the start of a file would make its first line count for nothing."""
     (problem,) = problems(monkeypatch, OfAnApp, **{name: "5"})
     assert "did you mean DB_POOL_SIZE?" in problem
     assert "\ufeff" not in problem

@@ -194,7 +194,7 @@ def test_a_url_stays_as_it_was_written(make_foreign: MakeForeign, scheme: str, r
 
 @pytest.mark.sqlite
 def test_a_url_in_another_form(make_foreign: MakeForeign) -> None:
-    """What SQLAlchemy would read otherwise is written so that it reads the same."""
+    """A URL that SQLAlchemy would read in another way is written so that it reads the same."""
     app, db = make_foreign(SQLALCHEMY_DATABASE_URI="postgresql://u@%2Ftmp%2Fa/d")
     assert sa.make_url(app.config["SQLALCHEMY_DATABASE_URI"]) == engine_of((app, db)).url
     assert engine_of((app, db)).url.query == {"host": "/tmp/a"}

@@ -22,7 +22,7 @@ NAMES = sa.select(Item.name).order_by(Item.id)
 
 
 def committed(app: Flask, names: str = "select name from items order by id", bind_key: str | None = None) -> list[Any]:
-    """What another connection sees."""
+    """Return what another connection sees."""
     with sa.create_engine(engine_of(app, bind_key).url, poolclass=sa.NullPool).connect() as connection:
         return list(connection.scalars(sa.text(names)))
 
@@ -303,7 +303,7 @@ def test_the_session_reads_a_bind_in_every_method(two: Flask) -> None:
 
 @contextmanager
 def messages(engine: Engine, log: Path) -> Iterator[list[str]]:
-    """What libpq sends to the server meanwhile, one entry for each message that asks for an answer."""
+    """Record what libpq sends to the server meanwhile, an entry for each message that asks for an answer."""
     sent: list[str] = []
     with log.open("w") as file:
         traced: list[Any] = []

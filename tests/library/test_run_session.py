@@ -1,4 +1,4 @@
-"""What is attached to sessions, or to an engine, counts in `run` as well."""
+"""Listeners and options of sessions, or of an engine, count in `run` as well."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ TARGETS: dict[str, Callable[[], Any]] = {
 
 
 def leave_out_deleted_rows(state: Any) -> None:
-    """SQLAlchemy's recipe for a soft delete, and for tenants."""
+    """Do SQLAlchemy's recipe for a soft delete, and for tenants."""
     if state.is_select and not state.is_column_load and not state.is_relationship_load:
         hidden = orm.with_loader_criteria(Item, lambda model: model.name != "deleted", include_aliases=True)
         state.statement = state.statement.options(hidden)
@@ -70,7 +70,7 @@ def test_a_soft_delete(plain: Flask, target: Callable[[], Any], in_a_transaction
 
 @contextmanager
 def row_level_security(app: Flask) -> Iterator[None]:
-    """A tenant sees the rows of its name, and nobody sees any without being a tenant."""
+    """Show a tenant the rows of its name, and nobody else any."""
     policy = "using (name = current_setting('app.tenant', true))"
     with engine_of(app).begin() as connection:
         connection.execute(sa.text("insert into items (name) values ('a'), ('b')"))
@@ -104,7 +104,7 @@ PREPARATIONS: dict[str, tuple[Callable[[], Any], str, Callable[..., None]]] = {
 @both_ways
 @pytest.mark.parametrize("preparation", PREPARATIONS)
 def test_row_level_security(plain: Flask, preparation: str, in_a_transaction: bool) -> None:
-    """Whoever makes a transaction a tenant's, in the session or the engine, does so for `run`; for reads and writes."""
+    """A listener that makes a transaction a tenant's, in the session or the engine, does so for `run` as well."""
     target, name, listener = PREPARATIONS[preparation]
     with plain.app_context(), row_level_security(plain):
         assert names() == []
@@ -137,13 +137,13 @@ class Commits(Session):
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **session_options: Any) -> None:
-    """As `SQLAlchemy(session_options=...)` does."""
+    """Use a session class as `SQLAlchemy(session_options=...)` does."""
     monkeypatch.setattr(db, "session", db._make_scoped_session(session_options))
 
 
 @both_ways
 def test_a_session_class_of_ones_own(plain: Flask, monkeypatch: pytest.MonkeyPatch, in_a_transaction: bool) -> None:
-    """What it overrides is called."""
+    """The methods that it overrides are called."""
     use(monkeypatch, class_=Overridden)
     with plain.app_context():
         with db.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""What is counted of waiting, and the table that says what it means."""
+"""The metrics of waiting, and the table that explains them."""
 
 import re
 import threading

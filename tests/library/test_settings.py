@@ -113,7 +113,7 @@ class Nested(Settings):
 def test_a_secret_in_a_nested_setting_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
 ) -> None:
-    """What has fields of its own may have one that is secret; which of them is wrong is said."""
+    """A setting with fields may have a secret one; the message names the field that is wrong."""
     monkeypatch.setenv(name, value)
     with pytest.raises(SettingsError) as caught:
         Nested.load()
@@ -148,7 +148,7 @@ class WithSecrets(Settings):
 def test_a_secret_under_another_name_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """What a mounted file leaves after it, and a name that is misspelt."""
+    """Neither in a misspelt name, nor with the line break of a mounted file."""
     monkeypatch.setenv(name, "hunter2\n")
     try:
         WithSecrets.load()

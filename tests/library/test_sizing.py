@@ -103,7 +103,7 @@ def test_what_does_not_fit_is_refused_with_the_sum(more: dict[str, Any], says: s
 
 
 def numbers() -> st.SearchStrategy[dict[str, Any]]:
-    """Inputs of every size, the odd ones included."""
+    """Draw inputs of every size, odd ones included."""
     return st.fixed_dictionaries(
         {
             "cpus": st.one_of(st.floats(0.05, 4), st.integers(1, 256)),

@@ -22,7 +22,7 @@ def load(monkeypatch: pytest.MonkeyPatch, url: str = "postgresql://u@h/d", **env
 
 
 def arguments(settings: Settings, process: str = "cli") -> dict[str, Any]:
-    """What psycopg gets: the URL's part and ours."""
+    """Return psycopg's arguments: the URL's and ours."""
     url = settings.database_url
     _, from_url = url.get_dialect()().create_connect_args(url)
     return {**from_url, **engine_options(settings, url, process=process)["connect_args"]}
@@ -199,7 +199,7 @@ def test_a_service_file_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -
 
 
 def test_nothing_is_said_twice_to_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What psycopg makes of it all is a connection string that libpq parses."""
+    """psycopg makes a connection string of it all that libpq parses."""
     found = arguments(load(monkeypatch, "postgresql://u:p@h/d?options=-cx.y%3D1&connect_timeout=4"), "web")
     assert conninfo_to_dict(**found)["connect_timeout"] == "4"
     assert "-c statement_timeout=15000" in found["options"]

@@ -1,4 +1,4 @@
-"""Which library is used, and whether it is the one that was released."""
+"""The version of the library that is used, and the check that it is the released one."""
 
 import json
 import shutil

@@ -76,7 +76,7 @@ def get(port: int, path: str, seconds: float = 2, **headers: str) -> tuple[int, 
 
 
 def begin(port: int, path: str, *ids: str) -> None:
-    """Requests that nobody waits for, each in a thread of its own."""
+    """Send requests that nobody waits for, each in a thread of its own."""
     for request_id in ids:
         asked = threading.Thread(target=get, args=(port, path, 60), kwargs={"X-Request-ID": request_id}, daemon=True)
         asked.start()
@@ -273,7 +273,7 @@ def test_a_view_without_a_limit(hanging: dict[int, watchdog.Request]) -> None:
 
 @pytest.mark.sqlite
 def test_a_request_is_in_flight_until_its_answer_is_closed(plain: Flask) -> None:
-    """What the app does when all has been sent may hang, too."""
+    """The app's code after the last part may hang, too."""
     seen = []
 
     def view() -> Response:

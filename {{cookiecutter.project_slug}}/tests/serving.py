@@ -28,7 +28,7 @@ class Server:
 
 
 def environment(**more: object) -> dict[str, str]:
-    """FLASK_SKIP_DOTENV: Flask would read a .env of the developer's."""
+    """Add to the environment. FLASK_SKIP_DOTENV: Flask would read the developer's .env."""
     return os.environ | {"FLASK_SKIP_DOTENV": "1"} | {name: str(value) for name, value in more.items()}
 
 
@@ -47,7 +47,7 @@ def command(*words: str | Path, **more: object) -> "subprocess.CompletedProcess[
 
 @contextlib.contextmanager
 def serving(log: Path, *words: str | Path, **more: object) -> Iterator[Server]:
-    """gunicorn as it runs in production, for as long as the context lasts."""
+    """Run gunicorn as in production, for as long as the context lasts."""
     port = int(str(more.setdefault("PORT", free_port())))
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -67,7 +67,7 @@ def serving(log: Path, *words: str | Path, **more: object) -> Iterator[Server]:
 
 
 def call(port: int, method: str, path: str, body: object = None) -> tuple[int, Any]:
-    """The status, and the body: parsed where it is JSON."""
+    """Return the status and the body, which is parsed if it is JSON."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as connection:
         sent = None if body is None else json.dumps(body)
         connection.request(method, path, sent, {"Content-Type": "application/json"})
@@ -83,8 +83,8 @@ def answers(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port with a free neighbour, for the probes. Below those that the kernel gives to clients, or a connection might
-    take it before the server does."""
+    """Return a port with a free neighbour, for the probes. They are below those that the kernel gives to clients, or a
+    connection might take one before the server does."""
     while True:
         port = random.randrange(10_000, 30_000)
         with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
-    """Ask again and again until it is true."""
+    """Wait until the condition is true."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up, "it does not come true"

@@ -18,7 +18,7 @@ def problems() -> tuple[str, ...]:
 
 
 def test_production_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who forgets APP_ENV gets the strict one."""
+    """Without APP_ENV the strict rules apply."""
     monkeypatch.delenv("APP_ENV")
     assert Settings.load().app_env is Environment.PRODUCTION
 

@@ -1,4 +1,4 @@
-"""What deploy/ starts at once is what the plan counts."""
+"""The plan counts all that deploy/ starts at once."""
 
 import math
 import os
@@ -24,7 +24,7 @@ def manifests(kind: str) -> Iterator[Any]:
 
 
 def manifest(kind: str, name: str = "web") -> Any:
-    """None if there is no such thing."""
+    """Return a manifest, or None."""
     return next((found for found in manifests(kind) if found["metadata"]["name"] == name), None)
 
 
@@ -33,7 +33,7 @@ def container(kind: str, name: str = "web") -> Any:
 
 
 def pods(deployment: Any, most: int) -> tuple[int, str]:
-    """The most pods of a rolling deploy, and why: pods that surge or are still ending come on top of the replicas."""
+    """Return the most pods of a rolling deploy, and why: surging and ending pods come on top of the replicas."""
     strategy = deployment["spec"].get("strategy", {})
     if strategy.get("type") == "Recreate":
         return most, f"{most} pods"

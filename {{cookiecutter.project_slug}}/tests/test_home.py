@@ -1,4 +1,4 @@
-"""What `/` says."""
+"""The page at `/`."""
 
 import pytest
 from flask.testing import FlaskClient

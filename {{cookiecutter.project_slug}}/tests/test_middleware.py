@@ -1,4 +1,4 @@
-"""What happens around every request: its id, the headers, the access line."""
+"""The middleware around every request: its id, the headers, the line in the log."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def test_a_good_request_id_is_kept(client: FlaskClient, given: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "has space", "0" * 129, 'quote"', "ü"])
 def test_a_bad_request_id_is_replaced(client: FlaskClient, given: str) -> None:
-    """What is not safe to repeat in a log or a header is not repeated."""
+    """An id that is not safe in a log or a header is not repeated."""
     made = client.get("/livez", headers={"X-Request-ID": given}).headers["X-Request-ID"]
     assert made != given
     assert len(made) == 32

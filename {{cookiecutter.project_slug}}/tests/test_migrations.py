@@ -42,7 +42,7 @@ def differences() -> list[Any]:
 
 @pytest.mark.usefixtures("empty")
 def test_models_and_migrations_agree() -> None:
-    """Whoever changes a model and forgets the migration is told here. A second time there is nothing to do."""
+    """It fails if a model was changed without a migration. A second upgrade has nothing to do."""
     upgrade()
     upgrade()
     assert differences() == []

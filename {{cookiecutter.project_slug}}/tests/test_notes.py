@@ -46,7 +46,7 @@ def test_a_page_that_is_exactly_full_is_the_last(client: FlaskClient) -> None:
 
 
 def test_put_replaces_the_whole_note(client: FlaskClient) -> None:
-    """What PUT leaves out is empty afterwards, the id and the time of creation stay."""
+    """A field that PUT leaves out is empty afterwards. The id and the time of creation stay."""
     before = create(client, "old", body="old body")
     after = client.put(f"/api/notes/{before['id']}", json={"title": "new"}).get_json()
     assert (after["title"], after["body"]) == ("new", "")

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.direct]
 
 @contextmanager
 def most_connections(url: str) -> Iterator[list[int]]:
-    """The most connections of the service's web workers that pg_stat_activity shows meanwhile."""
+    """Count the most connections of the service's web workers that pg_stat_activity shows meanwhile."""
     most, done = [0], threading.Event()
     libpq = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
@@ -42,7 +42,7 @@ def most_connections(url: str) -> Iterator[list[int]]:
 
 
 def drive(server: Server, clients: int, enough: Callable[[], bool]) -> Counter[int]:
-    """Each client writes a note and reads it, until it is enough. The statuses, counted; -1 is a wrong note."""
+    """Write and read notes with each client, until it is enough. Count the statuses; -1 is a wrong note."""
     statuses: Counter[int] = Counter()
     give_up = time.monotonic() + SECONDS
 

@@ -1,4 +1,4 @@
-"""What a user would pick for speed instead: FastAPI, SQLAlchemy's async ORM and asyncpg, with the same connections."""
+"""A user's choice for speed: FastAPI, SQLAlchemy's async ORM and asyncpg, with the same connections."""
 
 import os
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What the liveness check at checkout costs, on a real pooled connection: microseconds for each, as a JSON list."""
+"""The cost of the liveness check at checkout, on a real pooled connection: microseconds for each, as a JSON list."""
 
 import json
 import sys

@@ -112,7 +112,7 @@ def nested():
 
 @bp.route("/settings", methods=["GET", "POST"])
 def settings():
-    """What the server says that holds for this request."""
+    """Return the settings that hold for this request."""
     names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
     statement, values = text("select name, setting from pg_settings where name = any(:names)"), {"names": [*names]}
     rows = run(statement, values) if request.method == "GET" else db.session.execute(statement, values).all()

@@ -1,4 +1,4 @@
-"""What the guide of 2024 recommends, word for word where it counts."""
+"""The app that the guide of 2024 recommends, word for word where it counts."""
 
 import os
 

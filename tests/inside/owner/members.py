@@ -1,4 +1,4 @@
-"""What an owner adds in an afternoon, as the manuals of Flask, Flask-SQLAlchemy and Flask-Login have it."""
+"""An afternoon's work of an owner, as the manuals of Flask, Flask-SQLAlchemy and Flask-Login have it."""
 
 from flask import Blueprint, Response, jsonify, redirect, render_template_string, request, stream_with_context, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_required, login_user
@@ -51,7 +51,7 @@ def load_user(member_id):
 @bp.before_request
 @login_required
 def guard():
-    """Everything here is for members."""
+    """Let members in, and nobody else."""
 
 
 @bp.get("/books")
@@ -97,7 +97,7 @@ def form():
 
 @public.route("/reports", methods=["GET", "POST"])
 def reports():
-    """The bind's rows, by the session and by `run`, in every method."""
+    """List the bind's rows, by the session and by `run`, in every method."""
     if request.method == "POST":
         db.session.add(Report(title=request.form["title"]))
         db.session.commit()

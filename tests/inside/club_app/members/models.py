@@ -1,4 +1,4 @@
-"""Who is a member."""
+"""The members."""
 
 from flask_login import UserMixin
 

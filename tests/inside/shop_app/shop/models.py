@@ -1,4 +1,4 @@
-"""What is sold."""
+"""The goods."""
 
 from flask_sqlalchemy import SQLAlchemy
 

@@ -24,14 +24,14 @@ def add():
 
 @bp.get("/about")
 def about():
-    """How the database has it, and at which level it was read."""
+    """Say how the database has it, and at which level it was read."""
     found = db.session.scalar(text("select cast(about as varchar) from product order by id limit 1"))
     return jsonify(about=found, level=db.session.connection().get_isolation_level())
 
 
 @bp.get("/slow/<seconds>")
 def slow(seconds):
-    """Which process answers, on which connection of the server, after a while."""
+    """Name the process that answers, and its connection of the server, after a while."""
     row = db.session.execute(text("select pg_backend_pid(), pg_sleep(:seconds)"), {"seconds": float(seconds)}).one()
     return jsonify(worker=os.getpid(), connection=row[0])
 
