@@ -133,7 +133,12 @@ def test_a_user_without_a_name_and_a_home(installed: Path, environ: dict[str, st
     more = {name: value for name, value in environ.items() if name not in {"HOME", "USER", "LOGNAME"}}
     words = [*AS_NOBODY, ".venv/bin/gunicorn"]
     with serving(installed, log, words, more | {"PORT": str(port)}, ("127.0.0.1", port), path="/livez"):
-        assert "http_request_seconds_count" in ask(("127.0.0.1", port + 1), "/metrics")
+        assert "X-Request-ID" in ask(("127.0.0.1", port), "/livez")
+        numbers = ask(("127.0.0.1", port + 1), "/metrics")
+        assert "http_request_seconds_count" in numbers
+        # The port of the probes has no request id, and leaves no line in the log.
+        assert "X-Request-ID" not in numbers
+        assert '"/metrics"' not in log.read_text()
 
 
 def test_shared_memory_that_cannot_be_written(installed: Path, environ: dict[str, str], tmp_path: Path):

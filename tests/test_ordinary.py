@@ -329,6 +329,13 @@ def test_an_env_file_of_the_folder_above(copy: Path):
     assert (copy / "instance" / "my_service.db").exists()
 
 
+@pytest.mark.parametrize(("skip", "instances"), [("", 4), ("1", 2)])
+def test_an_env_file_in_production(copy: Path, skip: str, instances: int):
+    """The `flask` command reads it there as well, unless FLASK_SKIP_DOTENV is set, as .env.example says."""
+    (copy / ".env").write_text("APP_INSTANCES=4\n")
+    assert f"{instances} instances x" in run(".venv/bin/flask pool plan", copy, FLASK_SKIP_DOTENV=skip).stdout
+
+
 def test_a_number_that_is_none(copy: Path):
     """`make prod` needs it before the service says so."""
     said = run("DB_MAX_CONNECTIONS=abc make prod", copy, PORT=str(free_port()))

@@ -52,6 +52,7 @@ def test_gunicorn_runs_what_was_planned(monkeypatch: pytest.MonkeyPatch, more: d
     assert cfg.worker_class is {"sync": SyncWorker, "gthread": ThreadWorker}[plan.worker_class]
     assert (cfg.keepalive, cfg.preload_app, cfg.reload, cfg.control_socket_disable) == (0, True, False, True)
     assert cfg.max_requests_jitter >= cfg.max_requests / 2
+    assert load(monkeypatch, "--worker-connections", "9", **more).cfg.worker_connections == 9  # not one of the five
 
 
 @once

@@ -34,9 +34,12 @@ class Sent(BaseModel):
     ],
 )
 def test_errors_are_problem_documents(app: Flask, method: str, options: dict[str, object], status: int) -> None:
-    """RFC 9457: the media type, and `status` and `title` that agree with the status line."""
+    """RFC 9457: the media type, and `status` and `title` that agree with the status line. A browser gets Flask's page,
+    except for 422."""
     app.add_url_rule("/title", view_func=lambda: valid(Sent, request.get_json()).title, methods=["POST"])
     path = "/nowhere" if status == 404 else "/title"
+    page = app.test_client().open(path, method=method, headers={"Accept": "text/html"}, **options)  # type: ignore[arg-type]
+    assert page.mimetype == ("application/problem+json" if status == 422 else "text/html")
     response = app.test_client().open(path, method=method, **options)  # type: ignore[arg-type]
     assert response.status_code == status
     assert response.mimetype == "application/problem+json"
@@ -89,7 +92,7 @@ def test_the_databases_troubles_are_503(
     app: Flask, error: Callable[[], Exception], method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With Retry-After, since this request never had a connection, and without a word of the database's own. The log
-    and whoever listens to Flask's signal (Sentry) are told."""
+    and listeners to Flask's signal (Sentry) are told. A browser gets JSON as well."""
     told: list[Exception] = []
     with got_request_exception.connected_to(lambda sender, exception: told.append(exception), app):
         status, retry_after, body = raising(app, error, method)
@@ -97,6 +100,8 @@ def test_the_databases_troubles_are_503(
     assert "select 1" not in body
     assert len(told) == 1
     assert [record.levelname for record in caplog.records if record.exc_info] == ["ERROR"]
+    page = app.test_client().open("/raises", method=method, headers={"Accept": "text/html"})
+    assert page.mimetype == "application/problem+json"
 
 
 @pytest.mark.sqlite
@@ -117,7 +122,7 @@ def test_the_databases_troubles_are_503(
 def test_our_own_mistakes_are_500_and_stay_inside(
     app: Flask, error: Callable[[], Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client is told nothing of it; the log is told all, and so is whoever listens to Flask's signal (Sentry)."""
+    """The client is told nothing of it. The log is told all, and so are listeners to Flask's signal (Sentry)."""
     told: list[Exception] = []
     with got_request_exception.connected_to(lambda sender, exception: told.append(exception), app):
         status, retry_after, body = raising(app, error)

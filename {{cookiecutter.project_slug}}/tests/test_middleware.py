@@ -3,7 +3,6 @@
 import io
 import json
 import logging
-import logging.config
 import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -79,7 +78,7 @@ def test_of_a_proxy_only_what_leads_nowhere_else_is_believed(
 
 
 def test_only_trusted_hosts_are_served(make_app: Callable[..., Flask]) -> None:
-    """A link in an e-mail leads to no other host; whoever looks after instances asks by address."""
+    """A link in an e-mail leads to no other host. Platforms ask for the probes by address."""
     client = make_app(WEB_TRUSTED_HOSTS="notes.example.org").test_client()
     for host, status in (("notes.example.org", 200), ("evil.example", 400)):
         assert client.get("/", headers={"Host": host}).status_code == status
@@ -91,10 +90,11 @@ def test_only_trusted_hosts_are_served(make_app: Callable[..., Flask]) -> None:
 
 @pytest.fixture
 def written(request: pytest.FixtureRequest) -> Iterator[Callable[[], list[str]]]:
-    """A function that returns the lines that are written with the logging of an environment."""
+    """A function that returns the lines that are written with the logging of an environment, as a job sets it up."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    logging.config.dictConfig(logs.dict_config(Settings.model_construct(app_env=request.param)))
+    root.handlers.clear()
+    logs.init_app(Settings.model_construct(app_env=request.param))
     (handler,) = root.handlers
     assert isinstance(handler, logging.StreamHandler)
     stream = io.StringIO()
