@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("patient")
 
 
 # The library's tests run inside a baked project: test_generated.py takes them there.
-collect_ignore = ["library"]
+collect_ignore = ["inside", "library"]
 
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()  # the tests by what they lack
 

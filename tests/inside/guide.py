@@ -27,6 +27,7 @@ import sqlalchemy as sa
 from app import create_app
 from app.config import Settings
 from app.extensions import db
+from flask_pooling.cli import AFTERWARDS
 from scripts import postgres
 
 ROOT = Path.cwd()
@@ -138,9 +139,11 @@ def test_console_blocks(session: str, reader: dict[str, str], own_postgres: str)
 
 
 def test_no_block_is_left_out() -> None:
-    """The one that is neither Python nor a command is PgBouncer's, which the template starts."""
-    assert {language for language, _ in BLOCKS} == {"python", "console", "ini"}
+    """Those that are neither Python nor a command are PgBouncer's, and what `flask pool limit` prints for it."""
+    assert {language for language, _ in BLOCKS} == {"python", "console", "ini", "sql"}
     assert [code.splitlines()[0] for language, code in BLOCKS if language == "ini"] == ["[pgbouncer]"]
+    (limits,) = (code for language, code in BLOCKS if language == "sql")
+    assert limits.rstrip().endswith(AFTERWARDS)
     assert TEXT.count("```") == 2 * len(BLOCKS)
 
 
