@@ -1,10 +1,10 @@
 """The baked service without its access log and its metrics: what those cost is the difference."""
 
-import flask_pooling.middleware
-from flask_pooling.errors import note_a_connection
 from sqlalchemy import event
 
+import flask_pooling.middleware
 from app import middleware
+from flask_pooling.errors import note_a_connection
 
 logged = 0
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
-from flask_pooling import process
-from flask_pooling.engine import ConnectionGuard
-
 from app import create_app
 from app.extensions import db
+from flask_pooling import process
+from flask_pooling.engine import ConnectionGuard
 
 CHECKS = 20_000
 

@@ -6,10 +6,10 @@ import uuid
 from pathlib import Path
 
 from flask import Blueprint, Flask, current_app, jsonify, request
-from flask_pooling import run, unlimited
 from sqlalchemy import text
 
 from app.extensions import db
+from flask_pooling import run, unlimited
 
 bp = Blueprint("chaos", __name__, url_prefix="/chaos")
 

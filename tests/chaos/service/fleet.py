@@ -5,9 +5,9 @@ import os
 import sys
 
 import sqlalchemy as sa
-from flask_pooling.engine import engine_options
 
 from app.config import Settings
+from flask_pooling.engine import engine_options
 
 settings = Settings.load()
 copies, each = int(sys.argv[1]), int(sys.argv[2])

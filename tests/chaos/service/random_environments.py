@@ -7,12 +7,12 @@ from collections import Counter
 from unittest import mock
 
 import sqlalchemy as sa
-from flask_pooling import PlanError, SettingsError, process
-from flask_pooling.engine import engine_options
 from hypothesis import HealthCheck, Phase, example, given, seed, settings
 from hypothesis import strategies as st
 
 from app.config import Settings
+from flask_pooling import PlanError, SettingsError, process
+from flask_pooling.engine import engine_options
 
 NAMES = {name.upper() for name in Settings.model_fields}
 SECRET = "correcthorsebatterystaple0123456789xyz"  # noqa: S105

@@ -2,13 +2,13 @@
 
 from flask import Blueprint, Response, jsonify, redirect, render_template_string, request, stream_with_context, url_for
 from flask_login import LoginManager, UserMixin, current_user, login_required, login_user
-from flask_pooling import run
 from markupsafe import Markup
 from sqlalchemy import ForeignKey, select, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.extensions import db
 from app.models import UtcDateTime, utc_now
+from flask_pooling import run
 
 login_manager = LoginManager()
 bp = Blueprint("members", __name__, url_prefix="/members")
