@@ -31,7 +31,7 @@ POSTGRES = """
 import sys
 from pathlib import Path
 from scripts import postgres
-with postgres.running(Path(sys.argv[1]), sys.argv[2]) as url:
+with postgres.running(Path(sys.argv[1]), sys.argv[2], max_connections=int(sys.argv[3])) as url:
     print(url, flush=True)
     sys.stdin.read()
 """
@@ -198,10 +198,10 @@ def served(
 
 
 @contextlib.contextmanager
-def postgres(project: Path, data: Path, database: str) -> Iterator[str]:
+def postgres(project: Path, data: Path, database: str, max_connections: int = 100) -> Iterator[str]:
     """Run a Postgres from an installed project's wheel, with its data elsewhere; yield its URL."""
     server = subprocess.Popen(
-        [project / ".venv" / "bin" / "python", "-c", POSTGRES, data, database],
+        [project / ".venv" / "bin" / "python", "-c", POSTGRES, data, database, str(max_connections)],
         cwd=project,
         env=CLEAN,
         stdin=subprocess.PIPE,

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
+import serving
 from baking import AWKWARD, ROOT, SEED, Bake
 
 INSIDE = Path(__file__).parent / "inside"
@@ -78,6 +80,32 @@ def test_the_suite_on_both_databases(installed: Path, capsys: pytest.CaptureFixt
     assert chosen["postgres"] >= left_out["sqlite"]
     with capsys.disabled():
         print(f"\n{output}", end="")
+
+
+SOMEBODYS_TABLES = """
+    create table spatial_ref_sys (srid int primary key); insert into spatial_ref_sys values (4326);
+    alter extension plpgsql add table spatial_ref_sys;
+    create table by_hand (id int); insert into by_hand values (1);
+    create schema tiger; create table tiger.notes (id int); insert into tiger.notes values (1)
+"""
+
+
+def test_the_suite_on_somebodys_own_server(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With Docker's superuser, 20 connections, and tables of an extension, as PostGIS has them, and of somebody: the
+    suite passes, and leaves those as they are. `make migrate` does not write that they are dropped."""
+    with serving.postgres(copy, tmp_path / "data", "test", max_connections=20) as url:
+        url = url.replace("//app@", "//postgres@")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(SOMEBODYS_TABLES)
+        monkeypatch.setenv("TEST_DATABASE_URL", url)
+        files = [f"tests/test_{name}.py" for name in ("migrations", "notes", "server")]
+        check([copy / ".venv/bin/python", "-m", "pytest", "--database", "postgres", *files], copy)
+        with psycopg.connect(url, autocommit=True) as connection:
+            for table in ("spatial_ref_sys", "by_hand", "tiger.notes"):
+                assert connection.execute(f"table {table}").fetchall(), table
+            connection.execute("drop table by_hand")
+        done = serving.run("make migrate m=nothing", copy, TEST_DATABASE_URL=url)
+        assert "Alembic finds nothing to migrate" in done.stdout
 
 
 @pytest.mark.parametrize("name", AWKWARD)

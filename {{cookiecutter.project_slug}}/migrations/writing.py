@@ -15,17 +15,23 @@ from app.extensions import db
 log = logging.getLogger("migrations")  # not below "alembic", whose warnings nobody shows
 alembic_postgresql_enum.set_configuration(alembic_postgresql_enum.Config(add_type_ignore=True))
 
+# A migration must not drop PostGIS' spatial_ref_sys, for example.
+OF_EXTENSIONS = "select relname from pg_class join pg_depend on objid = pg_class.oid where deptype = 'e'"
 variants: list[Any] = []  # the types in a with_variant(): they are rendered as they are
 
 
 def options(key: str | None) -> dict[str, Any]:
-    schemas = {table.schema for table in db.metadatas[key].tables.values()}
+    tables = db.metadatas[key].tables.values()
+    schemas, not_ours = {table.schema for table in tables}, set[str]()
+    if db.engines[key].dialect.name == "postgresql":
+        with db.engines[key].connect() as connection:
+            not_ours = set(connection.scalars(sa.text(OF_EXTENSIONS))) - {table.name for table in tables}
     return {
         "render_item": render_item,
         "process_revision_directives": look_at_what_was_found,
         "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
         "include_schemas": schemas != {None},
-        "include_name": lambda name, kind, _: kind != "schema" or name in schemas,
+        "include_name": lambda name, kind, _: name in schemas if kind == "schema" else name not in not_ours,
     }
 
 

@@ -93,59 +93,68 @@ def postgres_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def settings_of_the_run(database_kind: str, request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
-    """The environment that makes the app use this run's database, which has been migrated."""
+def run_on(
+    database_kind: str, request: pytest.FixtureRequest
+) -> Iterator[tuple[dict[str, str], dict[sa.URL, list[str]]]]:
+    """The environment that makes the app use this run's databases, which have been migrated, and the models' tables."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if database_kind == "sqlite":
             files = {name.upper(): f"sqlite:///{folder}/{name}.db" for name in ("database_url", *OTHERS)}
-            environ = {"APP_ENV": "testing", **files}
+            environ = SERVER | {"APP_ENV": "testing", **files}
         else:
             url = request.getfixturevalue("postgres_url")
-            environ = {"APP_ENV": "production", "DATABASE_URL": url, "SECRET_KEY": secrets.token_hex(32)}
+            environ = SERVER | {"APP_ENV": "production", "DATABASE_URL": url, "SECRET_KEY": secrets.token_hex(32)}
+            environ |= {"DB_MAX_CONNECTIONS": str(ask(url, "show max_connections"))}
             environ |= {"DB_POOLER": POOLER} if POOLER else {}
             environ |= {"DB_BINDS": str(len(OTHERS))}
             for name in OTHERS:
                 own = make_url(request.getfixturevalue("own_postgres")).set(database=name)
                 environ[name.upper()] = own.render_as_string(hide_password=False)
-        environ |= SERVER
         for name, value in environ.items():
             patch.setenv(name, value)
         app = create_app()
         with app.app_context():
             upgrade()
+            quoted = db.engine.dialect.identifier_preparer.format_table
+            tables = {db.engines[key].url: [*map(quoted, each.tables.values())] for key, each in db.metadatas.items()}
         dispose(app)
         patch.undo()
-        yield environ
+        yield environ, tables
 
 
 @pytest.fixture
 def environ(
-    settings_of_the_run: dict[str, str], database_kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_on: tuple[dict[str, str], dict[sa.URL, list[str]]],
+    database_kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[dict[str, str]]:
     """The environment that the test's apps read. On SQLite the test has files of its own; on Postgres the tables are
     emptied after it."""
-    environ = dict(settings_of_the_run)
-    urls = [name.upper() for name in ("database_url", *OTHERS)]
-    for name in urls if database_kind == "sqlite" else ():
+    environ, tables = dict(run_on[0]), run_on[1]
+    for name in [name.upper() for name in ("database_url", *OTHERS)] if database_kind == "sqlite" else ():
         migrated = Path(str(make_url(environ[name]).database))
         if migrated.exists():  # a database without models has no file
             environ[name] = f"sqlite:///{shutil.copy(migrated, tmp_path / migrated.name)}"
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     yield environ
-    for name in urls if database_kind == "postgres" else ():
-        empty_tables(environ[name])
+    for url, names in tables.items() if database_kind == "postgres" else ():
+        if there := ask(url, TABLES, names=names):
+            ask(url, f"truncate {there} restart identity cascade")
 
 
-TABLES = """select string_agg(format('%I.%I', schemaname, tablename), ', ') from pg_tables
-            where tableowner = current_user and tablename <> 'alembic_version'"""
+# The database may have other tables: PostGIS' own, or somebody's.
+TABLES = """select string_agg(name, ', ') from unnest(cast(:names as text[])) as name
+            join pg_class on oid = to_regclass(name) where relkind in ('r', 'p')"""
 
 
-def empty_tables(url: str) -> None:
+def ask(url: str | sa.URL, statement: str, **values: object) -> Any:
+    """Of the database itself, without the app: the first value of the answer."""
     engine = sa.create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
     with engine.begin() as connection:
-        if tables := connection.scalar(sa.text(TABLES)):
-            connection.execute(sa.text(f"truncate {tables} restart identity cascade"))
+        result = connection.execute(sa.text(statement), values)
+        return result.scalar() if result.returns_rows else None
 
 
 @pytest.fixture
