@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import chromium
 import pytest
@@ -20,7 +21,8 @@ OUTCOMES = """
     const p = plan(numbers);
     return { workers: p.workers, threads: p.threads, pool_size: p.pool_size, notes: p.notes, sum: sum(p),
       connections_per_instance: connectionsPerInstance(p), connections_peak: connectionsPeak(p),
-      connections_usable: connectionsUsable(p), role_limit: roleLimit(p), pooler_sizes: poolerSizes(p) };
+      connections_usable: connectionsUsable(p), role_limit: roleLimit(p), pooler_sizes: poolerSizes(p),
+      others: serversOf(p).slice(1).map((each) => [each.server, sum(each), connectionsPeak(each), roleLimit(each)]) };
   } catch (error) {
     if (!(error instanceof PlanError)) throw error;
     return { error: error.message, remedies: error.remedies.map(({ name, value }) => [name, value]) };
@@ -61,6 +63,10 @@ def numbers(chance: random.Random) -> dict[str, Any]:
         "poolers": one(6, 1000),
         "binds": chance.choice([0, 0, one(4, 100)]),
         "jobs": {name: {"copies": one(10, 99_999), "connections": one(10, 99_999)} for name in names},
+        "bind_servers": {
+            name: {"max_connections": one(300, 262_143), "reserved": one(20, 100_000, least=0)}
+            for name in chance.sample(["a", "b+c", "d.e-f+g+h"], chance.choice([0, 0, 1, 2]))
+        },
     }
     if chance.random() < 0.2:  # where the sum is about to fit exactly
         made["max_connections"] = (
@@ -72,13 +78,16 @@ def numbers(chance: random.Random) -> dict[str, Any]:
 def outcome(inputs: dict[str, Any]) -> dict[str, Any]:
     """Return sizing.py's answer, in the form of OUTCOMES."""
     jobs = {name: sizing.Job(**job) for name, job in inputs["jobs"].items()}
+    servers = {name: sizing.BindServer(**each) for name, each in inputs["bind_servers"].items()}
     try:
-        plan = sizing.plan(**inputs | {"jobs": jobs})
+        plan = sizing.plan(**inputs | {"jobs": jobs, "bind_servers": servers})
     except sizing.PlanError as error:
         return {"error": str(error), "remedies": [[each.name, each.value] for each in error.remedies]}
+    first, *others = plan.servers.values()
     names = ("workers", "threads", "pool_size", "sum", "connections_per_instance", "connections_peak")
     names += ("connections_usable", "role_limit", "pooler_sizes")
-    return {name: getattr(plan, name) for name in names} | {"notes": list(plan.notes)}
+    more = [[each.server, each.sum, each.connections_peak, each.role_limit] for each in others]
+    return {name: getattr(first, name) for name in names} | {"notes": list(plan.notes), "others": more}
 
 
 def test_the_arithmetic_is_that_of_the_library(browser: chromium.Page, request: pytest.FixtureRequest):
@@ -100,6 +109,7 @@ def test_the_arithmetic_is_that_of_the_library(browser: chromium.Page, request: 
     errors = [each["error"] for each in expected if "error" in each]
     assert INPUTS / 5 < len(errors) < INPUTS * 4 / 5
     kinds = ("a sync worker has", "is less than WEB_THREADS", "no connection is left for pgbouncer", "the jobs alone")
+    kinds += ("the server of ", "help: DB_BIND_SERVERS=", "the server of d.e-f+g+h: no connection is left for")
     kinds += ("for the master holds fewer", "has to serve at least", "slots each = ")
     assert [kind for kind in kinds if not any(kind in error for error in errors)] == []
 
@@ -118,6 +128,7 @@ QUERIES = {
 ALL = {
     "instances": "7", "replicas": "5", "surge": "1", "cpus": "3.5", "memory_mib": "2048", "preset": "supabase-large",
     "max_connections": "160", "reserved": "12", "jobs": "worker=2x4,beat=1x1", "binds": "1", "pooler": "pgbouncer",
+    "bind_servers": "reports=100,audit+archive=200:5",
     "poolers": "2", "workers": "3", "threads": "2", "pool_size": "3", "max_overflow": "1", "worker_class": "gthread",
     "worker_memory_mib": "200", "seconds": "0.1",
 }  # fmt: skip
@@ -200,12 +211,16 @@ def test_nothing_is_said_by_colour_alone(browser: chromium.Page, query: str):
 
 def test_a_shared_url_restores_the_form(browser: chromium.Page):
     """Every field comes back, and what the page makes of it. What the page puts into its URL is the same again."""
-    opened(browser, "&".join(f"{name}={value}" for name, value in ALL.items()))
+    opened(browser, urlencode(ALL))
     assert browser.ask(FORM) == ALL
     said = text(browser, "sum")
     assert said.startswith(
         "7 instances x 3 workers x (3 + 1) x 2 databases + 18 for jobs = 186 clients of 2 x pgbouncer"
     )
+    assert [line.partition(" x (3 + 1)")[0] for line in said.split("\n")[1:]] == [
+        "the server of reports: 7 instances x 3 workers",
+        "the server of audit+archive: 7 instances x 3 workers",
+    ]
     browser.ask("changed({ target: id('cpus') })")
     assert query_of(browser) == ALL
     browser.open(browser.ask("location.href"))
@@ -216,7 +231,7 @@ def test_the_fields_are_the_numbers_of_the_plan(browser: chromium.Page):
     """The names in the URL are those of `flask pool plan --json`, and four for what is not a number of the plan."""
     opened(browser, "")
     fields = set(browser.ask("Object.keys(FIELDS)"))
-    names = set(sizing.Plan.__dataclass_fields__) - {"notes"}
+    names = set(sizing.Plan.__dataclass_fields__) - {"notes", "server"}
     assert fields - {"replicas", "surge", "preset", "seconds"} == names
 
 
@@ -247,6 +262,8 @@ def test_each_change_is_in_the_url(browser: chromium.Page):
         ("jobs=a%3D1x1%2Ca%3D2x2", "a is given twice"),
         ("jobs=web%3D1x1", "web is a reserved name"),
         ("jobs=__proto__%3D1x1", "each job is name="),
+        ("bind_servers=reports", "bind_servers='reports': each server is BIND=MAX_CONNECTIONS"),
+        ("bind_servers=a%3D50%2Cb%2Ba%3D50", "a is given twice"),
         ("pooler=odyssey", "pooler='odyssey': is not one of none, pgbouncer"),
         ("worker_class=gevent", "worker_class='gevent': is not one of gthread, sync"),
         ("surge=some&replicas=2", "surge='some': is not a number of pods"),

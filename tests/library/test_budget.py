@@ -182,7 +182,7 @@ def test_the_live_server_is_asked(make_plain: Callable[..., Flask], postgres_url
     with superuser(postgres_url) as admin, engine_of(web).connect(), engine_of(job).connect():
         admin.execute("alter role app connection limit 50")
         try:
-            asked = budget.ask(settings, sa.create_engine(url, poolclass=sa.NullPool), NAME)
+            asked = budget.ask(settings.plan, sa.create_engine(url, poolclass=sa.NullPool), NAME)
         finally:
             admin.execute("alter role app connection limit -1")
             for connection in another:

@@ -189,10 +189,6 @@ def test_the_limit_of_the_role(make_plain: Callable[..., Flask], own_postgres: s
     assert "permission denied" in refused.output
     assert "DATABASE_ADMIN_URL has to name a superuser" in refused.output
 
-    elsewhere = runner.invoke(args=["pool", "limit", "--apply"], env={"DATABASE_ADMIN_URL": "sqlite:///admin.db"})
-    assert elsewhere.exit_code == 2
-    assert "DATABASE_ADMIN_URL: the role is one of a Postgres server" in elsewhere.output
-
     admin = own_postgres.replace("//app@", "//postgres@")
     applied = runner.invoke(args=["pool", "limit", "--apply"], env={"DATABASE_ADMIN_URL": admin})
     assert applied.exit_code == 0, applied.output
@@ -279,4 +275,4 @@ def test_a_superuser_cannot_be_limited(make_plain: Callable[..., Flask], own_pos
 def test_sqlite_has_no_roles(make_plain: Callable[..., Flask]) -> None:
     result = make_plain(web=False).test_cli_runner().invoke(args=["pool", "limit"])
     assert result.exit_code == 2
-    assert "DATABASE_URL has to name a role" in result.output
+    assert "the database's URL has to name a role" in result.output

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from flask_pooling import sizing
-from flask_pooling.sizing import MIN_SLOTS, Job, Plan, PlanError, plan
+from flask_pooling.settings import BindServers
+from flask_pooling.sizing import MIN_SLOTS, BindServer, Job, Plan, PlanError, Remedy, plan
 
 pytestmark = pytest.mark.sqlite  # no database in it: once is enough
 
@@ -37,6 +39,13 @@ def test_the_examples_in_the_docstrings_are_true() -> None:
         (2, 4096, 100, 2, {"binds": 1}, (3, 4, 4, 48, 87)),
         (2, 4096, 100, 4, {"binds": 2}, (3, 2, 2, 72, 87)),
         (2, 4096, 100, 2, {"binds": 1, "jobs": {"worker": Job(1, 4)}}, (3, 4, 4, 48, 79)),
+        # A bind on another server counts against that one: the smallest plan over all servers.
+        (2, 4096, 100, 2, {"bind_servers": {"other": BindServer(100)}}, (3, 4, 4, 24, 87)),
+        (2, 4096, 100, 2, {"bind_servers": {"other": BindServer(25)}}, (3, 2, 2, 12, 87)),
+        (2, 4096, 100, 2, {"bind_servers": {"other": BindServer(18, 3)}}, (3, 2, 2, 12, 87)),
+        (2, 4096, 100, 2, {"bind_servers": {"a+b": BindServer(37)}}, (3, 2, 2, 12, 87)),
+        (2, 4096, 100, 2, {"bind_servers": {"a": BindServer(37), "b": BindServer(37)}}, (3, 4, 4, 24, 87)),
+        (2, 4096, 100, 2, {"bind_servers": {"a": BindServer(50)}, "jobs": {"x": Job(5, 5)}}, (3, 2, 2, 12, 62)),
         # What was asked for is taken as it is, and the rest is chosen around it.
         (2, 4096, 100, 2, {"workers": 5}, (5, 4, 4, 40, 87)),
         (2, 4096, 100, 2, {"workers": 20}, (20, 2, 2, 80, 87)),
@@ -91,6 +100,24 @@ def test_worked_examples(  # noqa: PLR0917  # the numbers of an example
         ({"jobs": {"worker": Job(20, 5)}}, "the jobs alone hold 100 of 87 usable connections (worker 20 x 5)"),
         ({"jobs": {"worker": Job(4, 8)}, "instances": 30}, "60 > 55"),
         ({"binds": 50}, "> 87"),
+        (
+            {"bind_servers": {"a": BindServer(16)}},
+            "the server of a: 2 instances x 2 connections for 2 slots each = 4 > 3",
+        ),
+        (
+            {"bind_servers": {"a": BindServer(16), "b+c": BindServer(50, 5)}},
+            "help: DB_BIND_SERVERS=a=17:10,b+c=50:5 or ",
+        ),
+        ({"bind_servers": {"a": BindServer(13), "b": BindServer(9)}}, "the server of a: "),
+        ({"instances": 40, "bind_servers": {"a": BindServer(16)}}, " or APP_INSTANCES=1 or DB_POOLER=pgbouncer"),
+        (
+            {"bind_servers": {"a": BindServer(20)}, "jobs": {"x": Job(5, 5)}},
+            "the server of a: the jobs alone hold 25 of 7",
+        ),
+        (
+            {"bind_servers": {"a+b": BindServer(14)}, "pooler": "pgbouncer"},
+            "the server of a+b: no connection is left for",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_sum(more: dict[str, Any], says: str) -> None:
@@ -122,6 +149,9 @@ def numbers() -> st.SearchStrategy[dict[str, Any]]:
             "pooler": st.sampled_from(["none", "pgbouncer"]),
             "poolers": st.integers(1, 60),
             "binds": st.integers(0, 4),
+            "bind_servers": st.dictionaries(
+                st.sampled_from(["a", "b+c", "d+e+f"]), st.builds(BindServer, st.integers(1, 5000), st.integers(0, 60))
+            ),
             "jobs": st.dictionaries(
                 st.sampled_from(["worker", "beat", "mail"]), st.builds(Job, st.integers(1, 60), st.integers(1, 20))
             ),
@@ -139,6 +169,7 @@ def planned(inputs: dict[str, Any]) -> Plan | PlanError:
 # The names under which a remedy's setting enters the arithmetic.
 INPUTS = {
     "DB_MAX_CONNECTIONS": "max_connections",
+    "DB_BIND_SERVERS": "bind_servers",
     "APP_INSTANCES": "instances",
     "DB_POOLER": "pooler",
     "DB_POOLERS": "poolers",
@@ -160,16 +191,24 @@ def test_the_promises_hold_for_any_numbers(inputs: dict[str, Any]) -> None:
         return
     assert result.slots >= MIN_SLOTS
     assert result.pool_size + result.max_overflow >= result.threads
-    a_worker = (1 + result.binds) * (result.pool_size + result.max_overflow)
-    assert result.instances * result.workers * a_worker == result.connections_peak
-    if result.pooler == "none":
-        jobs = sum(job.copies * job.connections for job in result.jobs.values())
-        assert result.connections_peak + jobs <= result.max_connections - 3 - result.reserved
-    else:
+    a_process = result.pool_size + result.max_overflow
+    jobs = sum(job.copies * job.connections for job in result.jobs.values())
+    given = {"": (result.max_connections, result.reserved, 1 + result.binds)}
+    for name, other in result.bind_servers.items():
+        given[name] = other.max_connections, other.reserved, len(name.split("+"))
+    most_open = 0
+    for name, (most, reserved, databases) in given.items():
+        server = result.servers[name]
+        assert server.connections_peak == result.instances * result.workers * a_process * databases
+        most_open += server.connections_peak + databases * jobs
+        if result.pooler == "none":
+            assert server.connections_peak + databases * jobs <= most - 3 - reserved
+        else:
+            assert 1 <= server.connections_per_pooler * result.poolers * databases <= most - 3 - reserved
+    if result.pooler != "none":
         clients, opened, in_a_pool = result.pooler_sizes.values()
-        assert 1 <= in_a_pool <= opened
-        assert opened * result.poolers * (1 + result.binds) <= result.max_connections - 3 - result.reserved
-        assert clients * max(1, result.poolers - 1) >= result.connections_peak + result.connections_jobs
+        assert 1 <= in_a_pool <= opened == result.connections_per_pooler
+        assert clients * max(1, result.poolers - 1) >= most_open
 
 
 @pytest.mark.parametrize(
@@ -181,6 +220,11 @@ def test_the_promises_hold_for_any_numbers(inputs: dict[str, Any]) -> None:
         ({"poolers": 6}, (1920, 14, 14), "it needs 1944 open files"),
         ({"poolers": 6, "binds": 1, "jobs": {"worker": Job(10, 10)}}, (3888, 7, 7), "it needs 3912 open files"),
         ({"poolers": 87}, (112, 1, 1), "it needs 123 open files"),
+        (
+            {"bind_servers": {"a+b": BindServer(40)}},
+            (28800, 87, 20),
+            "for a+b set max_db_connections and pool_size to at most 13, in pgbouncer's [databases]",
+        ),
     ],
 )
 def test_many_poolers_share_what_one_may_have(more: dict[str, Any], sizes: tuple[int, ...], note: str) -> None:
@@ -194,15 +238,23 @@ def test_many_poolers_share_what_one_may_have(more: dict[str, Any], sizes: tuple
 @given(numbers())
 def test_every_remedy_leads_on_when_it_is_followed(inputs: dict[str, Any]) -> None:
     """It cures what it was offered for. Where several things are wrong at once, following them one by one ends well."""
-    for _ in range(5):
+    for _ in range(8):
         result = planned(inputs)
         if isinstance(result, Plan):
             return
         for remedy in result.remedies:
-            after = planned(inputs | {INPUTS[remedy.name]: remedy.value})
+            after = planned(inputs | followed(remedy))
             assert isinstance(after, Plan) or after.problem != result.problem
-        inputs = inputs | {INPUTS[result.remedies[0].name]: result.remedies[0].value}
-    raise AssertionError(f"five remedies did not help: {inputs}")
+        inputs = inputs | followed(result.remedies[0])
+    raise AssertionError(f"eight remedies did not help: {inputs}")
+
+
+def followed(remedy: Remedy) -> dict[str, Any]:
+    """What the setting that is named gives to the plan, as it is read from the environment."""
+    value: Any = remedy.value
+    if remedy.name == "DB_BIND_SERVERS":
+        value = TypeAdapter(BindServers).validate_python(value)
+    return {INPUTS[remedy.name]: value}
 
 
 @given(numbers(), st.sampled_from(["cpus", "memory_mib", "max_connections"]), st.integers(1, 500))

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -12,7 +11,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling.engine import name_of
 from flask_pooling.process import CLI, WEB
-from flask_pooling.settings import Settings
 from flask_pooling.sizing import SUPERUSER_RESERVED, Plan, counted
 
 # One round trip, and only what an ordinary role may read: of other roles' connections, little more than their role and
@@ -31,15 +29,6 @@ FACTS = sa.text("""
 """)
 # What the server, or a pooler, says when it has no connection left.
 FULL = re.compile("too many clients|remaining connection slots|too many connections|no more connections allowed")
-
-
-class Limit(NamedTuple):
-    """A limit of the server, and the connections that count towards it now. Each of `databases` has the same limit."""
-
-    name: str
-    connections: int
-    connected: int
-    databases: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +72,14 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        if self.problems:
-            return "the plan does not fit"
-        return "the plan fits, but not beside who is connected now" if self.warnings else "the plan fits"
+        fits = "the plan fits, but not beside who is connected now" if self.warnings else "the plan fits"
+        return "the plan does not fit" if self.problems else fits
 
 
-def ask(settings: Settings, engine: Engine, name: str) -> Server:
+def ask(plan: Plan, engine: Engine, name: str) -> Server:
     """Ask the server, over a connection of the app's own engine.
 
+    :param plan: the server's.
     :param name: the application_name of the web workers' connections.
     :raises sqlalchemy.exc.OperationalError: the server cannot be reached, or has no connection to spare.
     """
@@ -98,9 +87,8 @@ def ask(settings: Settings, engine: Engine, name: str) -> Server:
         facts = dict(connection.execute(FACTS).mappings().one())
     clients = facts.pop("clients") or []
     # Count by role and database as well: another environment on the same server has the same names.
-    anywhere = settings.db_binds > 0
-    by_name = Counter(called for called, of_role, here in clients if of_role and (here or anywhere))
-    ours = {kind: by_name[name_of(kind, name)] for kind in (WEB, CLI, *settings.app_jobs)}
+    by_name = Counter(called for called, of_role, here in clients if of_role and (here or plan.binds))
+    ours = {kind: by_name[name_of(kind, name)] for kind in (WEB, CLI, *plan.jobs)}
     return Server(
         **facts,
         connected=ours,
@@ -116,70 +104,68 @@ def driver_message(error: SQLAlchemyError) -> str:
 
 
 def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
-    """Compare the plan with the server's limits, and with who is connected now.
+    """Compare a server's plan with its limits, and with who is connected now.
 
     :param starting: an instance is about to start, so its connections come on top of those that are open. That is a
         problem only where both cannot fit: open connections may be left over from a host that has died.
     """
     on_server = f"max_connections {server.max_connections} - {server.kept} kept by the server"
-    connected_all = sum(server.connected.values()) + server.connected_others
-    open_to = [Limit(on_server, server.for_roles, connected_all)]
+    # Each limit with the connections that count towards it now, and how many of the databases have as much each.
+    open_to = [(on_server, server.for_roles, sum(server.connected.values()) + server.connected_others, 1)]
     if server.role_limit >= 0:
-        open_to.append(Limit("the role's connection limit", server.role_limit, server.connected_role))
+        open_to.append(("the role's connection limit", server.role_limit, server.connected_role, 1))
     if server.database_limit >= 0:
-        database, databases = "the database's connection limit", 1 + plan.binds
-        open_to.append(Limit(database, server.database_limit, server.connected_database, databases))
-    planned = {limit.name: limit.connections * limit.databases for limit in open_to[1:]}
+        of_database = "the database's connection limit", server.database_limit
+        open_to.append((*of_database, server.connected_database, 1 + plan.binds))
+    planned = {name: limit * databases for name, limit, _, databases in open_to[1:]}
     planned |= {f"{on_server} - {plan.reserved} reserved": server.for_roles - plan.reserved}
     usable = min(planned.values())
+    reserve = "DB_BIND_SERVERS" if plan.server else "DB_RESERVED_CONNECTIONS"
     problems, warnings = [], []
     if plan.pooler != "none":
         # Only the poolers connect to the server, and their own configuration sizes their pools.
         opened = plan.connections_per_pooler * plan.poolers * (1 + plan.binds)
+        no_more = f"{usable} usable; raise max_connections, or reserve less in {reserve}"
         if usable < 1:
-            remedy = "raise max_connections, or lower DB_RESERVED_CONNECTIONS"
-            problems.append(f"no connection is left for {plan.pooler}: {usable} usable; {remedy}")
+            problems.append(f"no connection is left for {plan.pooler}: {no_more}")
         elif opened > usable:
-            warnings.append(
-                f"{plan.pooler} with the plan's sizes may open {opened} connections, and {usable} are usable; set"
-                f" DB_MAX_CONNECTIONS={usable + SUPERUSER_RESERVED + plan.reserved}"
-            )
+            may_open = f"{plan.pooler} with the plan's sizes may open {opened} connections, and {usable} are usable"
+            warnings.append(f"{may_open}; set {plan.giving(usable + SUPERUSER_RESERVED + plan.reserved)}")
     else:
         needed, starts = plan.connections_peak + plan.connections_jobs, plan.connections_per_instance
         for_jobs = f" + {plan.connections_jobs} for jobs" if plan.jobs else ""
         problems = [
             f"{plan.factors}{for_jobs} = {needed} > {limit} ({name}); raise that limit, or set"
-            f" DB_MAX_CONNECTIONS={max(1, limit + SUPERUSER_RESERVED + plan.reserved)} to plan with it"
+            f" {plan.giving(max(1, limit + SUPERUSER_RESERVED + plan.reserved))} to plan with it"
             for name, limit in planned.items()
             if needed > limit
         ]
         problems += [
-            f"{counted(limit.connected, 'connection')} of {limit.connections} are open ({limit.name}), and this"
-            f" instance may open {starts // limit.databases}; close some, or raise that limit"
-            for limit in open_to
-            if starting and not problems and limit.connected + starts // limit.databases > limit.connections
+            f"{counted(connected, 'connection')} of {limit} are open ({name}), and this instance may open"
+            f" {starts // databases}; close some, or raise that limit"
+            for name, limit, connected, databases in open_to
+            if starting and not problems and connected + starts // databases > limit
         ]
-        if not problems and needed + server.connected_others > server.for_roles:
+        others = server.connected_others
+        if not problems and needed + others > server.for_roles:
             warnings.append(
-                f"others have {counted(server.connected_others, 'connection')} open, more than the {plan.reserved}"
-                f" reserved: {needed} + {server.connected_others} > {server.for_roles}; close some, or raise"
-                " DB_RESERVED_CONNECTIONS"
+                f"others have {counted(others, 'connection')} open, more than the {plan.reserved} reserved:"
+                f" {needed} + {others} > {server.for_roles}; close some, or reserve more in {reserve}"
             )
         warnings += _more_than_planned(plan, server, starts if starting else 0)
-    return Verdict(server, plan.connections_peak, usable, tuple(problems), tuple(warnings))
+    told = [tuple(map(plan.named, said)) for said in (problems, warnings)]
+    return Verdict(server, plan.connections_peak, usable, *told)
 
 
 def _more_than_planned(plan: Plan, server: Server, starting: int) -> list[str]:
     """Name each kind of process that has more connections open than the plan has for it."""
     planned = {WEB: (plan.connections_peak - starting, f"APP_INSTANCES={plan.instances}")}
-    planned |= {
-        name: (plan.connections_of(job), f"{name}={job.copies}x{job.connections} in APP_JOBS")
-        for name, job in plan.jobs.items()
-    }
+    for name, job in plan.jobs.items():
+        planned[name] = plan.connections_of(job), f"{name}={job.copies}x{job.connections} in APP_JOBS"
     return [
         f"connections of kind {kind}: {server.connected.get(kind, 0)} are open, and the plan has {most}"
         f"{' beside the instance that starts' if kind == WEB and starting else ''}: more processes run than {setting}"
-        f" says; stop some, or raise {'APP_INSTANCES' if kind == WEB else 'APP_JOBS'}"
+        " says; stop some, or raise it"
         for kind, (most, setting) in planned.items()
         if server.connected.get(kind, 0) > most
     ]

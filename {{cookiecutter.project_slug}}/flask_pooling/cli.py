@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling import budget, sizing, version
@@ -19,9 +21,11 @@ from flask_pooling.fleet import fleet
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.urls import database_url
 
-AFTERWARDS = """
+UNKNOWN = "the database's URL has to name a role: postgresql://role@host/name"
+AFTERWARDS = """\
 -- Then RECONNECT in the console of each PgBouncer: its connections to the server have the time limits from then on.
 -- To undo it: the lines with SET, as RESET and without the value; RECONNECT; and restart the service."""
+SUMS = ("connections_per_instance", "connections_peak", "connections_jobs", "connections_usable", "sum")
 MEAN_SECONDS = 0.05  # of a request, for an example of Little's law: requests at once = requests a second x seconds each
 
 
@@ -36,7 +40,7 @@ def _options_for_settings(command: Any) -> Any:
     for number, name in reversed(PLANNED_WITH.items()):
         command = click.option(
             f"--{number.replace('_', '-')}",
-            metavar="worker=2x4,beat=1x1" if number == "jobs" else "VALUE",
+            metavar={"jobs": "worker=2x4,beat=1x1", "bind_servers": "reports=100"}.get(number, "VALUE"),
             callback=_as_the_setting,
             help=f"Instead of {name.upper()}.",
         )(command)
@@ -53,7 +57,16 @@ def _as_the_setting(context: click.Context, option: click.Parameter, value: str 
         raise click.BadParameter(f"{value!r}: {reason}", param=option) from None
 
 
-@click.group()
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Say in one line, without a traceback, that there is no plan."""
+        try:
+            return super().invoke(ctx)
+        except (SettingsError, sizing.PlanError) as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Group)
 def pool() -> None:
     """Workers, threads and database connections: how many, and why."""
 
@@ -75,58 +88,48 @@ def plan(as_json: bool, for_pgbouncer: bool, **what_if: Any) -> None:
     """
     if what_if["cpus"] != what_if["cpus"]:  # nan, which FloatRange lets pass
         raise click.BadParameter("'nan' is not a number of cpus", param_hint="--cpus")
-    try:
-        settings: type[Settings] = current_app.extensions["pooling_settings"]
-        if for_pgbouncer:
-            what_if["pooler"] = "pgbouncer"
-        chosen = settings.load(numbers_only=True).plan_if(**what_if)
-    except (SettingsError, sizing.PlanError) as error:
-        raise click.ClickException(str(error)) from None
+    what_if |= {"pooler": "pgbouncer"} if for_pgbouncer else {}
+    settings: type[Settings] = current_app.extensions["pooling_settings"]
+    chosen = settings.load(numbers_only=True).plan_if(**what_if)
     if as_json:
         click.echo(json.dumps(plan_as_dict(chosen)))
     elif for_pgbouncer:
         click.echo("\n".join(f"{name} = {size}" for name, size in chosen.pooler_sizes.items()))
     else:
-        click.echo(_described(chosen))
-
-
-def _plan_of(settings: Settings) -> sizing.Plan:
-    try:
-        return settings.plan
-    except sizing.PlanError as error:  # of this machine
-        raise click.ClickException(str(error)) from None
+        click.echo(_table(_described(chosen)))
 
 
 def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
-    """Return the plan's inputs and results, and its one line."""
-    of_one, of_all = ("slots", "connections_per_instance"), ("connections_peak", "connections_jobs")
-    return asdict(chosen) | {name: getattr(chosen, name) for name in (*of_one, *of_all, "connections_usable", "sum")}
+    """Return the plan's inputs and results, and its one line; below `servers` those of DB_BIND_SERVERS."""
+    sums = {name: {key: getattr(each, key) for key in SUMS} for name, each in chosen.servers.items()}
+    inputs = {name: value for name, value in asdict(chosen).items() if name != "server"}
+    return inputs | {"slots": chosen.slots} | sums.pop("") | {"servers": sums}
 
 
-def _described(chosen: sizing.Plan) -> str:
+def _described(chosen: sizing.Plan) -> Iterator[tuple[str, str]]:
     """Describe the plan for a person: every number with the sum that it came from."""
     by_cpus = sizing.workers_for_cpus(chosen.cpus, chosen.worker_class)
     by_memory = sizing.workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
     bounds = f"{by_cpus} by cpus, {by_memory} by memory ({chosen.worker_memory_mib} MiB each)"
+    slots, databases = chosen.slots, f" x {1 + chosen.binds} databases" if chosen.binds else ""
     held = sizing.counted(chosen.connections_per_instance, "connection")
-    mean, slots = MEAN_SECONDS, chosen.slots
-    databases = f" x {1 + chosen.binds} databases" if chosen.binds else ""
-    rows = [
-        ("machine", f"{chosen.cpus:g} cpu{'' if chosen.cpus == 1 else 's'}, {chosen.memory_mib} MiB"),
-        ("workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}, {sizing.MAX_WORKERS} by cap"),
-        ("threads", f"{chosen.threads} a worker: {chosen.workers} x {chosen.threads} = {slots} requests at once"),
-        ("capacity", f"{slots / mean:.0f} requests a second if each takes {mean} seconds: {slots} / {mean}"),
-        ("pool", f"{chosen.pool_size} + {chosen.max_overflow} overflow a worker"),
-        ("one instance", f"{chosen.workers} x {chosen.connections_per_worker} = {held}"),
-        ("all instances", chosen.sum),
-    ]
+    yield "machine", f"{chosen.cpus:g} cpu{'' if chosen.cpus == 1 else 's'}, {chosen.memory_mib} MiB"
+    yield "workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}, {sizing.MAX_WORKERS} by cap"
+    yield "threads", f"{chosen.threads} a worker: {chosen.workers} x {chosen.threads} = {slots} requests at once"
+    rate = f"{slots / MEAN_SECONDS:.0f} requests a second if each takes {MEAN_SECONDS} seconds"
+    yield "capacity", f"{rate}: {slots} / {MEAN_SECONDS}"
+    yield "pool", f"{chosen.pool_size} + {chosen.max_overflow} overflow a worker"
+    yield "one instance", f"{chosen.workers} x {chosen.connections_per_worker} = {held}"
+    for name, server in chosen.servers.items():
+        yield f"on {name}" if name else "all instances", server.sum
     for name, job in chosen.jobs.items():
         connections = sizing.counted(chosen.connections_of(job), "connection")
-        rows.append(("job", f"{name}: {job}{databases} = {connections}"))
-    return _table([*rows, *(("note", note) for note in chosen.notes)])
+        yield "job", f"{name}: {job}{databases} = {connections}"
+    for note in chosen.notes:
+        yield "note", note
 
 
-def _table(rows: list[tuple[str, str]]) -> str:
+def _table(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
 
@@ -134,82 +137,91 @@ def _table(rows: list[tuple[str, str]]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_appcontext
 def check(as_json: bool) -> None:
-    """Ask the live server whether the plan fits.
+    """Ask the live servers whether the plan fits.
 
-    Exits with 1 when it does not, and with 2 when the server cannot be asked.
+    Exits with 1 when it does not, and with 2 when a server cannot be asked.
     """
-    state = current_app.extensions["flask_pooling"]
-    settings, url = state.settings, state.first.url
-    if url.get_backend_name() != "postgresql":
+    verdicts: dict[str, dict[str, Any]] = {}
+    rows: list[tuple[str, str]] = []
+    for chosen, engine, name in current_app.extensions["flask_pooling"].servers():
+        try:
+            verdict = budget.judge(chosen, budget.ask(chosen, engine, name))
+        except SQLAlchemyError as error:
+            said = f"the database cannot be asked: {budget.driver_message(error)}"
+            raise click.UsageError(chosen.named(said)) from None
+        verdicts[chosen.server] = asdict(verdict) | {"holds": verdict.holds}
+        rows += _judged(chosen, verdict)
+    if "" not in verdicts:
         raise click.UsageError("the database is SQLite, which has no connection limit; there is nothing to check")
-    chosen = _plan_of(settings)
-    try:
-        verdict = budget.judge(chosen, budget.ask(settings, state.first, state.name))
-    except SQLAlchemyError as error:
-        raise click.UsageError(f"the database cannot be asked: {budget.driver_message(error)}") from None
-    as_dict = asdict(verdict) | {"holds": verdict.holds}
-    click.echo(json.dumps(as_dict) if as_json else _judged(chosen, verdict))
-    sys.exit(0 if verdict.holds else 1)
+    holds = all(verdict["holds"] for verdict in verdicts.values())
+    as_dict = verdicts.pop("") | {"servers": verdicts, "holds": holds}
+    click.echo(json.dumps(as_dict) if as_json else _table(rows))
+    sys.exit(0 if holds else 1)
 
 
-def _judged(chosen: sizing.Plan, verdict: budget.Verdict) -> str:
+def _judged(chosen: sizing.Plan, verdict: budget.Verdict) -> Iterator[tuple[str, str]]:
     server = verdict.server
     connected = "".join(f"{count} {kind}, " for kind, count in server.connected.items())
-    rows = [
-        ("server", f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"),
-        ("role limit", "none" if server.role_limit < 0 else str(server.role_limit)),
-        ("database limit", "none" if server.database_limit < 0 else str(server.database_limit)),
-        ("connected now", f"{connected}{server.connected_others} of others"),
-        ("usable", f"{verdict.usable} after {chosen.reserved} reserved"),
-        ("peak", f"{verdict.peak}: {chosen.sum}"),
-        *(("problem", problem) for problem in verdict.problems),
-        *(("warning", warning) for warning in verdict.warnings),
-    ]
-    return _table([*rows, ("verdict", verdict.words)])
+    kept = f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"
+    yield "server", chosen.named(kept)
+    yield "role limit", "none" if server.role_limit < 0 else str(server.role_limit)
+    yield "database limit", "none" if server.database_limit < 0 else str(server.database_limit)
+    yield "connected now", f"{connected}{server.connected_others} of others"
+    yield "usable", f"{verdict.usable} after {chosen.reserved} reserved"
+    yield "peak", f"{verdict.peak}: {chosen.sum}"
+    yield from (("problem", problem) for problem in verdict.problems)
+    yield from (("warning", warning) for warning in verdict.warnings)
+    yield "verdict", verdict.words
 
 
 @pool.command()
-@click.option("--apply", is_flag=True, help="Run them as well.")
+@click.option("--apply", is_flag=True, help="Run them as well, on the server of DATABASE_URL.")
 @click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="URL of a role that may run it. Default: DATABASE_URL.")
 @with_appcontext
 def limit(apply: bool, admin_url: str | None) -> None:
-    """Print the ALTER ROLE with which the server itself holds the service to its plan.
+    """Print the ALTER ROLE with which each server itself holds the service to its plan.
 
     Behind PgBouncer, print also those that give the role its time limits in the service's databases. Transactions then
     need not send them.
     """
     state = current_app.extensions["flask_pooling"]
-    settings, url = state.settings, state.first.url
-    role = url.username
-    if url.get_backend_name() != "postgresql" or not role:
-        raise click.UsageError("DATABASE_URL has to name a role: postgresql://role@host/name")
-    altered = f"ALTER ROLE {sql.Identifier(role).as_string()}"
-    statements = [f"{altered} CONNECTION LIMIT {_plan_of(settings).role_limit}"]
+    settings, url, urls = state.settings, state.first.url, {each.url for each in state.db.engines.values()}
+    role, statements = url.username, {}
+    for chosen, engine, _ in state.servers():
+        if not engine.url.username:
+            raise click.UsageError(chosen.named(UNKNOWN))
+        statements[chosen.server] = [*_limits(chosen, settings, engine.url, urls)]
+    if "" not in statements:
+        raise click.UsageError(UNKNOWN)
+    for server, lines in statements.items():
+        click.echo((f"-- On the server of {server}:\n" if server else "") + ";\n".join(lines) + ";")
     if settings.db_pooler != "none":
-        server = url.set(database=None)
-        ours = {each.url for each in state.db.engines.values() if each.url.set(database=None) == server}
-        statements += [
-            f"{altered} IN DATABASE {sql.Identifier(name).as_string()} SET {limit} = {milliseconds}"
-            for name in sorted({each.database or role for each in ours})
-            for limit, milliseconds in time_limits(settings).items()
-        ]
-    click.echo(";\n".join(statements) + ";" + (AFTERWARDS if statements[1:] else ""))
+        click.echo(AFTERWARDS)
     if not apply:
         return
     try:
         url = database_url(admin_url) if admin_url else url
-        if url.get_backend_name() != "postgresql":
-            raise ValueError("the role is one of a Postgres server: postgresql://admin@host/name")
         with sa.create_engine(url, **engine_options(settings, url)).begin() as connection:
             if connection.scalar(sa.text("select rolsuper from pg_roles where rolname = :role"), {"role": role}):
                 raise click.ClickException(f"{role} is a superuser, whom no limit holds; give the service its own role")
-            for statement in statements:
+            for statement in statements[""]:
                 connection.exec_driver_sql(statement.replace("%", "%%"))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="DATABASE_ADMIN_URL") from None
     except SQLAlchemyError as error:
         who = f"DATABASE_ADMIN_URL has to name a superuser, or a role with CREATEROLE and ADMIN on {role}"
         raise click.ClickException(f"the limit cannot be set: {budget.driver_message(error)}\n{who}") from None
+
+
+def _limits(chosen: sizing.Plan, settings: Settings, url: URL, urls: set[URL]) -> Iterator[str]:
+    """Give the role its limits on the server of that URL."""
+    role = f"ALTER ROLE {sql.Identifier(str(url.username)).as_string()}"
+    yield f"{role} CONNECTION LIMIT {chosen.role_limit}"
+    ours = {each.database or url.username for each in urls if each.set(database=None) == url.set(database=None)}
+    for name in sorted(map(str, ours)) if settings.db_pooler != "none" else ():
+        database = sql.Identifier(name).as_string()
+        for limit, milliseconds in time_limits(settings).items():
+            yield f"{role} IN DATABASE {database} SET {limit} = {milliseconds}"
 
 
 @pool.command("version")

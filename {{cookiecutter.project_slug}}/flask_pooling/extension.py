@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 from flask_pooling import cli, engine, health, metrics, middleware, options, page, version
 from flask_pooling import process as processes
 from flask_pooling.settings import Settings, SettingsError, dead_keys
+from flask_pooling.sizing import Plan
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,15 @@ class Pooling:
     settings: Settings
     process: str
     first: Engine  # of the database that the budget check and readiness ask
-    name: str  # the application_name of its web workers' connections
+    engines: dict[str, tuple[Engine, str]]  # of each server, with the application_name of its web workers' connections
     prober: health.Prober
     probe_app: Flask
+
+    def servers(self) -> list[tuple[Plan, Engine, str]]:
+        """Return the plan of each server of Postgres, with what it is asked by."""
+        plans = self.settings.plan.servers
+        every = [(plans[name], *asked) for name, asked in self.engines.items()]
+        return [each for each in every if each[1].dialect.name == "postgresql"]
 
 
 registered: "weakref.WeakSet[Pooling]" = weakref.WeakSet()  # of this process; gunicorn's hooks look at them
@@ -77,6 +84,10 @@ def init_app(
             engine.watch(each, settings, kind, is_own=key is None)
             metrics.watch(each, kind)
     first = engines.get(None) or next(iter(engines.values()))
+    asked = {"": (first, merged.names[None])}
+    for server in settings.db_bind_servers:
+        if (key := server.split("+")[0]) in merged.names:
+            asked[server] = engines[key], merged.names[key]
     # The port of the probes serves this app, without the owner's hooks: a guard for clients would turn probes away.
     alone = Flask("flask_pooling", static_folder=None)
     known = Pooling(
@@ -85,7 +96,7 @@ def init_app(
         settings=settings,
         process=kind,
         first=first,
-        name=merged.name,
+        engines=asked,
         prober=health.Prober(first),
         probe_app=alone,
     )
@@ -101,11 +112,15 @@ def init_app(
 
 
 def _more_binds_than_planned(merged: options.Merged, settings: Settings) -> list[str]:
-    """Name DB_BINDS where there are more Postgres databases than it says: the plan counts a pool for each. A shell
-    has DB_RESERVED_CONNECTIONS for its connections."""
-    watched = [key for key in merged.options if key is not None and key in merged.watched]
+    """Name DB_BINDS where there are more Postgres databases than it says, and what is in DB_BIND_SERVERS alone: the
+    plan counts a pool for each. A shell has DB_RESERVED_CONNECTIONS for its connections."""
+    elsewhere = [key for name in settings.db_bind_servers for key in name.split("+")]
+    if missing := [repr(key) for key in elsewhere if key not in merged.options]:
+        return [f"DB_BIND_SERVERS: {', '.join(missing)} is not in SQLALCHEMY_BINDS; leave it out"]
+    watched = [key for key in merged.options if key not in {None, *elsewhere} and key in merged.watched]
     names = [repr(key) for key in watched if merged.options[key]["url"].get_backend_name() == "postgresql"]
     if len(names) <= settings.db_binds:
         return []
     said = f"SQLALCHEMY_BINDS has {len(names)} on Postgres ({', '.join(names)}), and the plan counts each"
-    return [f"DB_BINDS={settings.db_binds}: {said}; set DB_BINDS={len(names)}"]
+    how = f"set DB_BINDS={len(names)}, or name those on another server in DB_BIND_SERVERS"
+    return [f"DB_BINDS={settings.db_binds}: {said}; {how}"]

@@ -26,12 +26,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling import budget, extension, holds, metrics, middleware, probes, process, version, watchdog
 from flask_pooling.engine import empty_pools
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
-from flask_pooling.sizing import PlanError
+from flask_pooling.sizing import Plan, PlanError
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Hooks:
         self.settings, self.fixed = settings, fixed
         self.sockets_are_inherited = "LISTEN_FDS" in os.environ  # systemd's; gunicorn takes the variable out
         self.listener: socket.socket | None = None
-        self.was_away: list[extension.Pooling] = []  # at the start
+        self.was_away: list[tuple[Plan, Engine, str]] = []  # at the start
         self.numbers: set[int] = set()
         self.folder: Path | None = None
         self.joined: dict[str, Callable[..., Any]] = {}
@@ -188,7 +189,8 @@ class Hooks:
             drain_on_term(server)
         gc.collect()
         gc.freeze()
-        log.info("plan: %s", self.settings.plan.sum)
+        for plan in self.settings.plan.servers.values():
+            log.info("plan: %s", plan.named(plan.sum))
         probed = f", probes and metrics on port {self.settings.probe_port}" if self.settings.probe_port else ""
         where = ", ".join(_url(address) for address in server.cfg.address)
         log.info("%s serves on %s%s; Ctrl-C stops it", self.settings.service_name, where, probed)
@@ -235,7 +237,7 @@ class Hooks:
             probes.serve(self.listener, known.probe_app)
         worker.wsgi = middleware.Watched(worker.wsgi)  # what gunicorn calls for each request
         for each in self.was_away if worker.number == 1 else ():  # one worker is enough
-            threading.Thread(target=self._ask_again, args=(each,), name="budget", daemon=True).start()
+            threading.Thread(target=self._ask_again, args=each, name="budget", daemon=True).start()
 
     def worker_exit(self, server: Any, worker: Any) -> None:
         """End a worker whose requests still run after WEB_GRACEFUL_TIMEOUT. Python would wait for their threads, and
@@ -297,22 +299,20 @@ class Hooks:
 
     def _check_the_budget(self, server: Any) -> None:
         mode = self.settings.db_budget_check
-        for each in extension.registered if mode != "off" else ():
-            if each.first.dialect.name != "postgresql":
-                continue
+        asked = [each for known in extension.registered for each in known.servers()] if mode != "off" else []
+        for plan, engine, name in asked:
             try:
-                server_says = budget.ask(self.settings, each.first, each.name)
+                verdict = budget.judge(plan, budget.ask(plan, engine, name), starting=True)
             except SQLAlchemyError as error:
-                reason = budget.driver_message(error)
+                reason = plan.named(budget.driver_message(error))
                 if budget.FULL.search(reason) and mode == "enforce":
                     sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
                 if UNUSABLE.search(reason):
                     sys.exit(f"no connection to the database can be made: {reason}")
                 # The database may come up later, and readiness stays red until then.
                 server.log.warning("the database cannot be asked whether the plan fits: %s; it is asked again", reason)
-                self.was_away.append(each)
+                self.was_away.append((plan, engine, name))
                 continue
-            verdict = budget.judge(self.settings.plan, server_says, starting=True)
             for warning in verdict.warnings:
                 server.log.warning("%s", warning)
             if verdict.problems and mode == "enforce":
@@ -320,16 +320,17 @@ class Hooks:
             for problem in verdict.problems:
                 server.log.warning("%s", problem)
 
-    def _ask_again(self, each: "extension.Pooling") -> None:
+    def _ask_again(self, plan: Plan, engine: Engine, name: str) -> None:
         """Ask until the database is back. A plan that does not fit is then an error in the log: a service that serves
         is not ended."""
         while True:
             time.sleep(ASK_AGAIN_SECONDS)
             with contextlib.suppress(SQLAlchemyError):
-                verdict = budget.judge(self.settings.plan, budget.ask(self.settings, each.first, each.name))
+                verdict = budget.judge(plan, budget.ask(plan, engine, name))
                 break
         level = logging.ERROR if verdict.problems else logging.WARNING if verdict.warnings else logging.INFO
-        log.log(level, "the database is back: %s", "; ".join((verdict.words, *verdict.problems, *verdict.warnings)))
+        said = "; ".join((verdict.words, *verdict.problems, *verdict.warnings))
+        log.log(level, "%s: %s", plan.named("the database is back"), said)
 
 
 def both(ours: Callable[..., Any], theirs: Callable[..., Any] | None, theirs_first: bool) -> Callable[..., Any]:

@@ -86,12 +86,12 @@ class Metrics:
 
     def announce(self, settings: Settings) -> None:
         """Set the numbers of the plan. Each worker does so once, when it starts."""
-        plan = settings.plan
+        plan, servers = settings.plan, settings.plan.servers.values()
         self.slots.set(plan.threads)
-        self.pool_capacity.set(plan.connections_per_worker)
+        self.pool_capacity.set(sum(each.connections_per_worker for each in servers))
         # Behind a pooler the plan sets no limit to our connections: they are the pooler's clients.
-        self.budget.set(plan.connections_usable if plan.pooler == "none" else math.inf)
-        self.planned.set(plan.connections_peak)
+        self.budget.set(sum(each.connections_usable for each in servers) if plan.pooler == "none" else math.inf)
+        self.planned.set(sum(each.connections_peak for each in servers))
 
     def sample(self) -> None:
         for gauge, value in self.sampled.items():

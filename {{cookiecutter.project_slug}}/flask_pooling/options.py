@@ -36,7 +36,7 @@ class Merged:
     """The options of the engines of an app, by bind key. None is the first engine's key."""
 
     options: dict[str | None, dict[str, Any]]
-    name: str = ""  # the application_name of our connections
+    names: dict[str | None, str] = field(default_factory=dict)  # the application_name of our connections
     watched: set[str | None] = field(default_factory=set)  # the keys of engines that have the plan's pool
     problems: list[str] = field(default_factory=list)
 
@@ -62,7 +62,7 @@ def merge(app: Flask, db: SQLAlchemy, settings: Settings, process: str, pools: P
     :param pools: the pool of a web worker or a job, and of any other process. By default Postgres outside of tests has
         a QueuePool and a NullPool, and any other engine is as the app makes it.
     """
-    merged = Merged(options=given(app, db), name=settings.service_name)
+    merged = Merged(options=given(app, db), names={None: settings.service_name})
     for key, theirs in merged.options.items():
         where = "SQLALCHEMY_ENGINE_OPTIONS" if key is None else f"SQLALCHEMY_BINDS[{key!r}]"
         is_postgres = str(theirs["url"]).startswith("postgres")
@@ -92,8 +92,7 @@ def merge(app: Flask, db: SQLAlchemy, settings: Settings, process: str, pools: P
         arguments = {**both[not is_postgres], **both[is_postgres]}
         merged.options[key] = {**ours, **kept, "connect_args": arguments, "url": url}
         merged.watched.add(key)
-        if key is None:
-            merged.name = engine.base_name(settings, told)
+        merged.names[key] = engine.base_name(settings, told)
     return merged
 
 

@@ -40,11 +40,12 @@ DEAD_KEYS = {
 }
 MAX_PORT = 65_535
 JOB = re.compile(r"([a-z][a-z0-9_-]{0,30})=([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+BIND_SERVER = re.compile(r"([\w.-]+(?:\+[\w.-]+)*)=([1-9][0-9]{0,5})(?::([0-9]{1,5}))?", re.ASCII)
 # The numbers of a plan, and the settings that they come from.
 PLANNED_WITH = {"max_connections": "db_max_connections", "instances": "app_instances", "jobs": "app_jobs"}
 PLANNED_WITH |= {name: f"db_{name}" for name in ("pool_size", "max_overflow", "pooler", "poolers", "binds")}
 PLANNED_WITH |= {name: f"web_{name}" for name in ("threads", "worker_class", "worker_memory_mib")}
-PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurrency"}
+PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurrency", "bind_servers": "db_bind_servers"}
 SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SALT")
 # Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
 INJECTED = re.compile(r"(tcp|udp|sctp)://")
@@ -103,6 +104,21 @@ def _jobs(value: Any) -> Any:
     return jobs
 
 
+def _bind_servers(value: Any) -> Any:
+    """Read `reports=100,audit+archive=200:5`: the server of one bind, and that of two, where 5 are for others."""
+    if not isinstance(value, str):
+        return value
+    matches = [BIND_SERVER.fullmatch(part.strip()) for part in value.split(",")] if value else []
+    if not all(matches):
+        example = "for example reports=100,audit+archive=200:5"
+        raise ValueError(f"each server is BIND=MAX_CONNECTIONS or BIND+BIND=MAX_CONNECTIONS:RESERVED, {example}")
+    found = [match.groups(default=sizing.DEFAULT_RESERVED) for match in matches if match]
+    binds = [bind for name, *_ in found for bind in str(name).split("+")]
+    if twice := {bind for bind in binds if binds.count(bind) > 1}:
+        raise ValueError(f"{', '.join(sorted(twice))} is given twice")
+    return {name: sizing.BindServer(int(most), int(reserved)) for name, most, reserved in found}
+
+
 def _address(value: str) -> str:
     """Take an address or a host name. An IPv6 address may have brackets: `::` and `[::]`."""
     address = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
@@ -131,6 +147,7 @@ def _not_injected(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_digits)]
 Seconds = Annotated[float, BeforeValidator(_decimal), Field(ge=0.1, le=86_400)]
 Jobs = Annotated[Mapping[str, sizing.Job], NoDecode, BeforeValidator(_jobs)]
+BindServers = Annotated[Mapping[str, sizing.BindServer], NoDecode, BeforeValidator(_bind_servers)]
 DatabaseUrl = Annotated[URL, NoDecode, BeforeValidator(database_url)]
 Address = Annotated[str, AfterValidator(_address)]
 
@@ -165,6 +182,7 @@ class Settings(BaseSettings):
     db_max_connections: Whole = Field(100, ge=1, le=262_143)  # Postgres's own maximum
     db_reserved_connections: Whole = Field(sizing.DEFAULT_RESERVED, ge=0, le=100_000)
     db_binds: Whole = Field(0, ge=0, le=100)
+    db_bind_servers: BindServers = Field(default_factory=dict)
     db_pool_size: Whole | None = Field(None, ge=1, le=1000)  # 0 would mean "without limit" to SQLAlchemy
     db_max_overflow: Whole = Field(0, ge=0, le=1000)
     db_connect_timeout: Whole = Field(3, ge=2, le=60)  # libpq takes whole seconds, and 1 as 2
@@ -366,7 +384,8 @@ def _nearest(name: str, known: list[str]) -> str | None:
     words, of_its_kind = set(name.split("_")), [each for each in known if each[:3] == name[:3]]
     longer = [each for each in of_its_kind if words < set(each.split("_")) and "DB" in words and not injected]
     near = max(of_its_kind, key=lambda each: _alike(name, each), default="")
-    return longer[0] if longer else near if _alike(name, near) >= (MISSPELT if injected else LIKE) else None
+    alike = _alike(name, near)
+    return longer[0] if longer and alike < MISSPELT else near if alike >= (MISSPELT if injected else LIKE) else None
 
 
 def _alike(one: str, other: str) -> float:

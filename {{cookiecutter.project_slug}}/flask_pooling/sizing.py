@@ -17,13 +17,21 @@ Behind a pooler the peak is the number of its clients. The server has the pooler
 >>> print(plan(**thousand, poolers=2, binds=1, jobs={"worker": Job(2, 4)}).sum)
 1000 instances x 2 workers x (4 + 0) x 2 databases + 16 for jobs = 16016 clients of 2 x pgbouncer, which open at most \
 2 x 21 x 2 databases = 84 of 87 connections (100 - 3 for superusers - 10 reserved)
+
+A bind on another server counts against that one, and the plan is the largest that fits all of them:
+
+>>> small = {"cpus": 2, "memory_mib": 4096, "max_connections": 100, "instances": 2}
+>>> for server in plan(**small, bind_servers={"reports": BindServer(30)}).servers.values():
+...     print(server.named(server.sum))
+2 instances x 2 workers x (4 + 0) = 16 of 87 connections (100 - 3 for superusers - 10 reserved)
+the server of reports: 2 instances x 2 workers x (4 + 0) = 16 of 17 connections (30 - 3 for superusers - 10 reserved)
 """
 
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 # Postgres keeps these for superusers (superuser_reserved_connections): an ordinary role never gets them.
 SUPERUSER_RESERVED = 3
@@ -46,12 +54,8 @@ MEMORY_SHARE = 0.8
 PGBOUNCER_POOL_SIZE = 20
 PGBOUNCER_FILES = 10  # besides its clients and servers, by its own count
 # The numbers that an owner may set. If the plan does not fit, a smaller number may.
-GIVEN = {
-    "workers": "WEB_CONCURRENCY",
-    "threads": "WEB_THREADS",
-    "pool_size": "DB_POOL_SIZE",
-    "max_overflow": "DB_MAX_OVERFLOW",
-}
+GIVEN = {"workers": "WEB_CONCURRENCY", "threads": "WEB_THREADS"}
+GIVEN |= {"pool_size": "DB_POOL_SIZE", "max_overflow": "DB_MAX_OVERFLOW"}
 
 
 def counted(number: int, noun: str) -> str:
@@ -63,6 +67,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def left_over(max_connections: int, reserved: int, jobs: int = 0) -> str:
+    """Return the sum behind the usable connections."""
+    for_jobs = f" - {jobs} for jobs" if jobs else ""
+    return f"{max_connections} - {SUPERUSER_RESERVED} for superusers - {reserved} reserved{for_jobs}"
+
+
 @dataclass(frozen=True)
 class Job:
     """Processes of one kind, other than web workers: `copies` of them, with `connections` each to each database."""
@@ -72,6 +82,17 @@ class Job:
 
     def __str__(self) -> str:
         return f"{self.copies} x {self.connections}"
+
+
+@dataclass(frozen=True)
+class BindServer:
+    """A server other than the first one, with some of its binds."""
+
+    max_connections: int
+    reserved: int = DEFAULT_RESERVED
+
+    def __str__(self) -> str:
+        return f"{self.max_connections}:{self.reserved}"
 
 
 class Remedy(NamedTuple):
@@ -115,8 +136,28 @@ class Numbers:
     max_overflow: int = 0
     pooler: str = "none"
     poolers: int = 1  # how many of it; a client may connect to any of them
-    binds: int = 0  # Postgres databases of SQLALCHEMY_BINDS; every worker keeps a pool for each
+    binds: int = 0  # more Postgres databases on this server; every worker keeps a pool for each
     jobs: Mapping[str, Job] = field(default_factory=dict)  # other processes that keep connections, by name
+    bind_servers: Mapping[str, BindServer] = field(default_factory=dict)  # by their binds: "reports", "audit+archive"
+    server: str = ""  # which of those these numbers are about; the first one has no name
+
+    @property
+    def servers(self) -> dict[str, Self]:
+        """The numbers of each server, by its name. The name of the first one is empty."""
+        others = self.bind_servers.items()
+        return {"": self} | {n: replace(self, server=n, binds=n.count("+"), **vars(each)) for n, each in others}
+
+    def named(self, text: str) -> str:
+        """Put the name of the server before a text, unless it is the first one."""
+        return f"the server of {self.server}: {text}" if self.server else text
+
+    def giving(self, max_connections: int) -> Remedy:
+        """Return the setting by which this server has so many connections."""
+        if not self.server:
+            return Remedy("DB_MAX_CONNECTIONS", max_connections)
+        bigger = {self.server: BindServer(max_connections, self.reserved)}
+        listed = (f"{name}={each}" for name, each in {**self.bind_servers, **bigger}.items())
+        return Remedy("DB_BIND_SERVERS", ",".join(listed))
 
     def connections_for(self, threads: int) -> int:
         """Return the connections of a worker with so many threads."""
@@ -145,8 +186,12 @@ class Numbers:
     @property
     def left_over(self) -> str:
         """The sum behind the usable connections."""
-        for_jobs = f" - {self.connections_jobs} for jobs" if self.connections_jobs and self.pooler == "none" else ""
-        return f"{self.max_connections} - {SUPERUSER_RESERVED} for superusers - {self.reserved} reserved{for_jobs}"
+        return left_over(self.max_connections, self.reserved, self.connections_jobs if self.pooler == "none" else 0)
+
+    def fits(self, workers: int, threads: int) -> bool:
+        """Return whether this server has enough connections for instances of that size. Behind a pooler any fit."""
+        peak = self.instances * workers * self.connections_for(threads)
+        return self.pooler != "none" or peak <= self.connections_usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +233,9 @@ class Plan(Numbers):
     def pooler_sizes(self) -> dict[str, int]:
         """The settings of each PgBouncer. Clients: the peak, and a fifth more (at least the reserved connections) for
         migrations, shells and deploys. If one of several poolers fails, the others have room for its clients. The last
-        two are for each database. `default_pool_size` is PgBouncer's own default of 20, or less if less is usable."""
-        planned = self.connections_peak + self.connections_jobs
+        two are for each database on the first server. `default_pool_size` is PgBouncer's own default of 20, or less if
+        less is usable."""
+        planned = sum(each.connections_peak + each.connections_jobs for each in self.servers.values())
         clients = planned + max(math.ceil(planned / 5), self.reserved)
         most = max(1, replace(self, pooler="pgbouncer").connections_per_pooler)
         return {
@@ -248,7 +294,7 @@ def workers_for_memory(memory_mib: int, worker_memory_mib: int) -> int:
 
 
 def plan(**numbers: Any) -> Plan:
-    """Size one instance so that all of them together fit the database. The parameters are those of :class:`Numbers`.
+    """Size one instance so that all of them together fit every server. The parameters are those of :class:`Numbers`.
 
     Numbers that are given stay, and the others are chosen. If the preferred size does not fit, the choice among all
     smaller ones is: the most slots, then the most workers that have a core each, then the most workers. Behind a pooler
@@ -257,7 +303,7 @@ def plan(**numbers: Any) -> Plan:
     :raises PlanError: nothing fits, or only a single slot for each instance would.
     """
     given = Numbers(**numbers)
-    workers, threads, pool_size, max_overflow = given.workers, given.threads, given.pool_size, given.max_overflow
+    threads, pool_size, max_overflow = given.threads, given.pool_size, given.max_overflow
     if given.worker_class == "sync" and threads not in (None, 1):
         raise PlanError(f"WEB_THREADS={threads}: a sync worker has one thread", [Remedy("WEB_THREADS", 1)])
     if pool_size is not None and threads is not None and pool_size + max_overflow < threads:
@@ -269,31 +315,31 @@ def plan(**numbers: Any) -> Plan:
     choices = _choices(given)
     if not choices:
         raise _too_small(given)
-    if given.pooler != "none" and given.connections_per_pooler < 1:
-        raise _out_of_connections_for_poolers(given)
-    fitting = _fitting(given)
-    if not fitting:
-        raise _out_of_connections(given)
+    for name, server in given.servers.items():
+        if given.pooler != "none" and server.connections_per_pooler < 1:
+            raise _out_of_connections_for_poolers(given, name)
+        if not any(server.fits(*choice) for choice in choices):
+            raise _out_of_connections(given, name)
 
     def preference(choice: tuple[int, int]) -> tuple[int, int, int]:
         w, t = choice
         return w * t, min(w, math.ceil(given.cpus)), w
 
-    most_workers, most_threads = max(fitting, key=preference)
-    sizes = {"workers": most_workers, "threads": most_threads, "pool_size": pool_size or most_threads}
-    chosen = Plan(**(vars(given) | sizes))
-    return replace(chosen, notes=tuple(_notes(chosen, max(choices, key=preference), workers)))
+    wanted, (w, t) = max(choices, key=preference), max(_fitting(given), key=preference)
+    chosen = Plan(**(vars(given) | {"workers": w, "threads": t, "pool_size": pool_size or t}))
+    return replace(chosen, notes=tuple(_notes(chosen, given, wanted)))
 
 
 def _choices(given: Numbers) -> list[tuple[int, int]]:
-    """List the workers and threads that this machine is large enough for, with at least two slots."""
+    """List the workers and threads that this machine is large enough for, with at least two slots, and a connection
+    for each thread."""
     by_memory = workers_for_memory(given.memory_mib, given.worker_memory_mib)
     most_workers = min(workers_for_cpus(given.cpus, given.worker_class), by_memory, MAX_WORKERS)
     return [
         (w, t)
         for w in (range(1, most_workers + 1) if given.workers is None else (given.workers,))
         for t in (range(1, _most_threads(given) + 1) if given.threads is None else (given.threads,))
-        if w * t >= MIN_SLOTS
+        if w * t >= MIN_SLOTS and (given.pool_size is None or t <= given.pool_size + given.max_overflow)
     ]
 
 
@@ -303,23 +349,22 @@ def _most_threads(given: Numbers) -> int:
 
 
 def _fitting(given: Numbers) -> list[tuple[int, int]]:
-    """List the choices that the database has enough connections for, one for each thread."""
-    return [
-        (w, t)
-        for w, t in _choices(given)
-        if given.pooler != "none" or given.instances * w * given.connections_for(t) <= given.connections_usable
-        if given.pool_size is None or t <= given.pool_size + given.max_overflow
-    ]
+    """List the choices that every server has enough connections for."""
+    servers = given.servers.values()
+    return [choice for choice in _choices(given) if all(each.fits(*choice) for each in servers)]
 
 
-def _notes(chosen: Plan, wanted: tuple[int, int], asked_workers: int | None) -> Iterator[str]:
+def _notes(chosen: Plan, given: Numbers, wanted: tuple[int, int]) -> Iterator[str]:
     """Say why the plan is not larger."""
+    asked_workers, servers = given.workers, chosen.servers.values()
     by_cpus = workers_for_cpus(chosen.cpus, chosen.worker_class)
     by_memory = workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
     if wanted != (chosen.workers, chosen.threads):
+        tight = [each.server for each in given.servers.values() if not each.fits(*wanted)]
+        by = " and ".join(f"the server of {server}" if server else "the database" for server in tight)
         yield (
-            f"shrunk by the database from {wanted[0]} x {wanted[1]}: more connections, fewer instances or a pooler"
-            " would give more slots"
+            f"shrunk by {by} from {wanted[0]} x {wanted[1]}: more connections, fewer instances or a pooler would give"
+            " more slots"
         )
     if asked_workers is None and by_cpus > min(by_memory, MAX_WORKERS):
         bound = f"memory ({chosen.memory_mib} MiB)" if by_memory < MAX_WORKERS else f"the cap of {MAX_WORKERS}"
@@ -331,48 +376,52 @@ def _notes(chosen: Plan, wanted: tuple[int, int], asked_workers: int | None) -> 
         yield f"requests never use {pool - chosen.threads} of the {pool} connections of a worker: it has {threads}"
     if chosen.pooler != "none":
         clients, most, _ = chosen.pooler_sizes.values()
-        files = clients + most * (1 + chosen.binds) + PGBOUNCER_FILES
+        files = clients + sum(each.connections_per_pooler * (1 + each.binds) for each in servers) + PGBOUNCER_FILES
         one_may_fail = f" of each of {chosen.poolers}, of which one may fail" if chosen.poolers > 1 else ""
         yield (
             f"set {chosen.pooler}'s max_client_conn to at least {clients} and its max_db_connections and"
             f" default_pool_size to at most {most}{one_may_fail} (2 x the database's cores + 1 is a good start);"
             f" it needs {files} open files"
         )
+        for name, each in itertools.islice(chosen.servers.items(), 1, None):
+            most = each.connections_per_pooler
+            yield f"for {name} set max_db_connections and pool_size to at most {most}, in {chosen.pooler}'s [databases]"
 
 
-def _out_of_connections_for_poolers(given: Numbers) -> PlanError:
-    """Explain that there is not even one connection for each pooler and database."""
-    databases, usable = 1 + given.binds, given.connections_usable
-    enough = given.max_connections - usable + max(PGBOUNCER_POOL_SIZE, given.poolers * databases)
-    fewer = [Remedy("DB_POOLERS", usable // databases)] if usable >= databases else []
+def _out_of_connections_for_poolers(given: Numbers, name: str) -> PlanError:
+    """Explain that a server does not even have one connection for each pooler and database."""
+    server = given.servers[name]
+    databases, usable = 1 + server.binds, server.connections_usable
+    enough = server.max_connections - usable + max(PGBOUNCER_POOL_SIZE, given.poolers * databases)
+    fewer = min(each.connections_usable // (1 + each.binds) for each in given.servers.values())
     each = "" if given.poolers * databases == 1 else f" ({given.poolers} of it, {counted(databases, 'database')})"
     return PlanError(
-        f"no connection is left for {given.pooler}{each}: {given.left_over} = {usable}",
-        [Remedy("DB_MAX_CONNECTIONS", enough), *fewer],
+        server.named(f"no connection is left for {given.pooler}{each}: {server.left_over} = {usable}"),
+        [server.giving(enough), *([Remedy("DB_POOLERS", fewer)] if fewer >= 1 else [])],
     )
 
 
-def _out_of_connections(given: Numbers) -> PlanError:
-    """Explain that not even the smallest instances fit."""
-    instances, usable = given.instances, given.connections_usable
-    least, slots = min((w * given.connections_for(t), w * t) for w, t in _choices(given))
-    remedies = [Remedy("DB_MAX_CONNECTIONS", instances * least + given.max_connections - usable)]
-    if usable >= least:
-        remedies.append(Remedy("APP_INSTANCES", usable // least))
-    for name, variable in GIVEN.items():
-        smaller = range((getattr(given, name) or 0) - 1, 0 if name != "max_overflow" else -1, -1)
-        fitting = (value for value in smaller if _fitting(Numbers(**(vars(given) | {name: value}))))
+def _out_of_connections(given: Numbers, name: str) -> PlanError:
+    """Explain that not even the smallest instances fit on a server."""
+    server, servers, instances = given.servers[name], given.servers.values(), given.instances
+    least, slots, w, t = min((w * server.connections_for(t), w * t, w, t) for w, t in _choices(given))
+    usable, jobs = server.connections_usable, server.connections_jobs
+    remedies = [server.giving(instances * least + server.max_connections - usable)]
+    fewer = min(each.connections_usable // (w * each.connections_for(t)) for each in servers)
+    remedies += [Remedy("APP_INSTANCES", fewer)] if fewer >= 1 else []
+    for number, variable in GIVEN.items():
+        smaller = range((getattr(given, number) or 0) - 1, 0 if number != "max_overflow" else -1, -1)
+        fitting = (value for value in smaller if _fitting(Numbers(**(vars(given) | {number: value}))))
         remedies += [Remedy(variable, value) for value in itertools.islice(fitting, 1)]
-    if replace(given, pooler="pgbouncer").connections_per_pooler >= 1:
+    if all(each.connections_per_pooler >= 1 for each in replace(given, pooler="pgbouncer").servers.values()):
         remedies.append(Remedy("DB_POOLER", "pgbouncer"))
     problem = f"{counted(instances, 'instance')} x {least} connections for {slots} slots each = {instances * least}"
-    problem += f" > {usable} usable ({given.left_over})"
-    without_jobs = usable + given.connections_jobs
-    if usable < least <= without_jobs:
-        listed = ", ".join(f"{name} {job}" for name, job in given.jobs.items())
-        problem = f"the jobs alone hold {given.connections_jobs} of {without_jobs} usable connections ({listed}):"
-        problem += f" {given.left_over} = {usable}"
-    return PlanError(problem, remedies)
+    problem += f" > {usable} usable ({server.left_over})"
+    if usable < least <= usable + jobs:
+        listed = ", ".join(f"{job_name} {job}" for job_name, job in given.jobs.items())
+        problem = f"the jobs alone hold {jobs} of {usable + jobs} usable connections ({listed}):"
+        problem += f" {server.left_over} = {usable}"
+    return PlanError(server.named(problem), remedies)
 
 
 def _too_small(given: Numbers) -> PlanError:
