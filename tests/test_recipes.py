@@ -5,6 +5,7 @@ Nothing else is changed in the project but what the document says in words: an A
 
 import contextlib
 import csv
+import gzip
 import http.client
 import io
 import json
@@ -13,8 +14,10 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -127,8 +130,55 @@ class Client:
         return self.ask("POST", "/login", urlencode(form), Content_Type="application/x-www-form-urlencoded")
 
 
+class Collector(ThreadingHTTPServer):
+    """A stand-in for Sentry and for a collector of OpenTelemetry: it keeps what is sent to it."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Kept)
+        self.address = f"127.0.0.1:{self.server_port}"
+        self.spans: list[bytes] = []
+        self.events: list[dict[str, Any]] = []
+
+    def wait_for(self, request_id: str) -> tuple[dict[str, Any] | None, bytes]:
+        """Wait for the span of a request, and return its event, if there is one, and the span."""
+        give_up = time.monotonic() + STARTING_SECONDS
+        while not (spans := [each for each in self.spans if request_id.encode() in each]):
+            assert time.monotonic() < give_up, self.spans
+            time.sleep(0.05)
+        events = [each for each in self.events if each["tags"]["request_id"] == request_id]
+        assert len(events) <= 1
+        return events[0] if events else None, spans[0]
+
+
+class Kept(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
+        kept: Any = self.server
+        if "envelope" in self.path:
+            parts = map(json.loads, body.splitlines())
+            kept.events += [each for each in parts if "exception" in each]
+        else:
+            kept.spans.append(body)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
 @pytest.fixture(scope="module")
-def settings(cooked: Path, venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def collector() -> Iterator[Collector]:
+    with Collector() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def settings(
+    cooked: Path, venv: Path, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """The environment of every process of the service, whose two databases have been migrated."""
     with postgres(cooked, tmp_path_factory.mktemp("database") / "data", "first") as url:
         with psycopg.connect(url.replace("app@", "postgres@"), autocommit=True) as admin:
@@ -142,6 +192,9 @@ def settings(cooked: Path, venv: Path, tmp_path_factory: pytest.TempPathFactory)
             "REDIS_URL": f"redis://127.0.0.1:{free_port()}",
             "MAIL_SERVER": f"127.0.0.1:{free_port()}",
             "REMEMBER_DAYS": "7",
+            "SENTRY_DSN": f"http://key@{collector.address}/1",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
         }
         told([venv / "flask", "db", "upgrade"], cooked, **settings)
         yield settings
@@ -149,8 +202,11 @@ def settings(cooked: Path, venv: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def address(cooked: Path, settings: dict[str, str]) -> Iterator[str]:
-    with served("exec .venv/bin/gunicorn", cooked, free_port(), signal.SIGTERM, **settings) as address:
+    port, command = free_port(), "exec .venv/bin/gunicorn"
+    with served(command, cooked, port, signal.SIGTERM, mistakes=True, **settings) as address:
         yield address
+    log = (cooked.parent / f"{port}.log").read_text()
+    assert log.count('"exc_info"') <= len(TROUBLES), log
 
 
 @pytest.fixture
@@ -305,6 +361,32 @@ def test_an_upload_past_the_limit(client: Client, path: str, mib: int):
     """The view has a limit, too, and the other views have theirs. The answer does not wait for the body."""
     kind = {"Content_Type": "multipart/form-data; boundary=x"}
     assert client.ask("POST", path, Content_Length=str(mib * 2**20), **kind)[0] == 413
+
+
+TROUBLES = {500: "ConnectionError", 503: "OperationalError"}
+
+
+def test_sentry_and_tracing(client: Client, collector: Collector, settings: dict[str, str]):
+    """Each worker sends spans. A 500 and a 503 of the database are one event each. Both have the request's id."""
+    note = client.send("/api/notes", title="Bread")[1]["id"]
+    status, _, headers = client.ask("POST", f"/mail/{note}")  # no Redis runs here
+    event, span = collector.wait_for(headers["X-Request-ID"])
+    assert event["exception"]["values"][-1]["type"] == TROUBLES[status]
+    assert b"POST /mail/<int:note_id>" in span
+    with psycopg.connect(settings["DATABASE_URL"].replace("app@", "postgres@"), autocommit=True) as admin:
+        admin.execute("alter role app connection limit 0")
+        admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'app'")
+        try:
+            status, _, headers = client.ask("GET", "/reports")
+        finally:
+            admin.execute("alter role app connection limit -1")
+    event, span = collector.wait_for(headers["X-Request-ID"])
+    assert status == 503
+    assert event["exception"]["values"][-1]["type"] == TROUBLES[status]
+    assert b"GET /reports" in span
+    assert b"OperationalError" not in span
+    status, _, headers = client.ask("GET", "/reports")
+    assert (status, collector.wait_for(headers["X-Request-ID"])[0]) == (200, None)
 
 
 HELD = '''
