@@ -25,8 +25,8 @@ INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --require-
 endif
 LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
 
-# pytest closes its usual folder to others whenever it starts, also inside a project that is tested. As root, the tests'
-# Postgres runs as nobody and could not enter it. So the tests have a folder of their own.
+# pytest closes its usual folder to other users, also in a project that is tested. As root, the tests' Postgres runs as
+# nobody and could not enter it. So the tests have a folder of their own.
 PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
 
 .PHONY: help demo .tools test bench chaos lint lock record clean
@@ -43,10 +43,10 @@ demo: .demo/baked ## Make a project with the defaults and serve it on http://127
 test: .venv/.test .tools ## Test the template and the projects that it makes (ARGS="-k slug" for some of it)
 	@$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
-chaos: .venv/.test .tools ## Run the full load and failure tests on such a project, and print their table (about 40 minutes)
+chaos: .venv/.test .tools ## Run the full load and failure tests, and print their table (about 40 minutes)
 	@$(PYTEST) tests/chaos --long $(ARGS)
 
-bench: .venv/.bench ## Compare its speed with other ways, an hour on a quiet machine (ARGS="--rounds 1 --seconds 1")
+bench: .venv/.bench ## Compare its speed with other apps: an hour on a quiet machine (ARGS="--rounds 1 --seconds 1")
 	@command -v wrk >/dev/null || apt-get install -y wrk || { \
 		echo "wrk makes the load and cannot be installed from here: apt-get install wrk, as root" >&2; exit 1; }
 	@.venv/bin/python -m tests.bench run $(ARGS)
@@ -66,14 +66,14 @@ lock: .venv/.test ## Pin the newest versions that requirements/*.in allow, here 
 	$(LOCK) -c requirements/bake.txt -c "$(PROJECT)/requirements/dev.txt" requirements/test.in -o requirements/test.txt
 	$(LOCK) -c requirements/test.txt -c "$(PROJECT)/requirements/dev.txt" tests/bench/requirements.in -o tests/bench/requirements.txt
 
-record: ## Note the files of the library, after a change of it
+record: ## Write the library's RECORD again, after a change of its files
 	@$(ANY_PYTHON) tests/record.py
 
 clean: ## Remove .demo with its data, .venv and the caches
 	rm -rf .demo .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-# What stands in $(DEMO) without the stamp is a bake that was interrupted.
+# A $(DEMO) without this stamp is an interrupted bake.
 .demo/baked: | .venv/.bake
 	@rm -rf $(DEMO)
 	@echo "Making a project with the template's defaults in $(DEMO)"
@@ -91,6 +91,6 @@ clean: ## Remove .demo with its data, .venv and the caches
 	$(INSTALL) $<
 	@touch $@
 
-# What some tests need besides: a pooler, the proxy, a browser. The table is tests/needs.py.
+# The programs that some tests need: a pooler, the proxy, a browser. tests/needs.py has the table.
 .tools: .venv/.test
 	@.venv/bin/python tests/needs.py
