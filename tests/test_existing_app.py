@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from baking import PROJECT, ROOT, load
 from serving import CLEAN, ask, free_port, postgres, run
 
@@ -209,6 +210,23 @@ def held(url: str, service: str) -> int:
         query = "select count(*) from pg_stat_activity where application_name = %s"
         (count,) = connection.execute(query, [service]).fetchone()
     return count
+
+
+def test_the_hook_of_pre_commit(newest: Path, tmp_path: Path):
+    """Its command, in a venv with the wheel as pre-commit makes it, takes the file of docs/jobs.md, and fails where the
+    sum does not fit."""
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    assert (hook["language"], hook["pass_filenames"]) == ("python", False)
+    assert hook["additional_dependencies"] == ["psycopg[binary]"]  # which the wheel leaves to the app
+    document = (ROOT / PROJECT / "docs" / "jobs.md").read_text()
+    (example,) = re.findall(r"^```toml\n# services.toml\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
+    assert f"id: {hook['id']}" in document
+    words = [newest / "bin" / hook["entry"].split()[0], *hook["entry"].split()[1:], *hook["args"]]
+    for instances, code, said in (4, 0, "main: 56 of 87 connections"), (40, 1, "what would help: servers.main.max"):
+        (tmp_path / hook["args"][0]).write_text(example.replace("instances = 4", f"instances = {instances}"))
+        assert re.search(hook["files"], hook["args"][0])
+        done = subprocess.run(words, cwd=tmp_path, env=CLEAN, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, said in done.stdout) == (code, True), done.stdout + done.stderr
 
 
 def test_the_wheel(wheel: Path, template: Path):
