@@ -451,7 +451,7 @@ def test_a_migration_that_is_gone(copy: Path):
 
 
 TYPING_ERRORS = {
-    "upgrade nope": "Can't locate revision identified by 'nope'; flask db history shows what there is",
+    "upgrade nope": "Can't locate revision identified by 'nope'; flask db history lists the revisions",
     "downgrade nope": "Can't locate revision identified by 'nope'; flask db history",
     "stamp nope": "Can't locate revision identified by 'nope'; flask db history",
     "upgrade nope@head": "Can't locate revision identified by 'nope'; flask db history",

@@ -217,7 +217,7 @@ def test_a_database_that_is_away_at_the_start_is_asked_later(
     url = own_postgres.replace(str(sockets), str(tmp_path / "later"))
     numbers = {"DB_MAX_CONNECTIONS": planned_with, "APP_INSTANCES": planned_with // 20, "DATABASE_URL": url}
     with serving(tmp_path / "log", **numbers) as server:
-        assert "the database cannot be asked whether the plan fits" in server.log.read_text()
+        assert "the plan cannot be compared with the database" in server.log.read_text()
         (tmp_path / "later").symlink_to(str(sockets))
         wait_until(lambda: "the database is back" in server.log.read_text())
         (line,) = [line for line in server.log.read_text().splitlines() if "is back" in line]

@@ -121,7 +121,7 @@ def test_what_cannot_be_had_beside_ours_is_refused(environ: dict[str, str], tmp_
         ("timeout = 120", "set WEB_TIMEOUT=120 instead"),
         ("workers = 5000", "leave it out"),
         ('worker_class = "gevent"', "leave it out"),
-        ("preload_app = False", "preload_app=False: the app has to be loaded first"),
+        ("preload_app = False", "preload_app=False: the app must be loaded first"),
     ],
 )
 @pytest.mark.parametrize("where", ["before", "after"])

@@ -114,7 +114,7 @@ def test_gunicorn_asks_each_server(own_postgres: str, reports: str, tmp_path: Pa
         assert "cannot be asked" not in server.log.read_text()
     numbers["REPORTS_URL"] = "postgresql://app@127.0.0.1:1/reports"
     with serving(tmp_path / "log", *where, **numbers, DB_BIND_SERVERS=f"reports={REAL}") as server:
-        assert "cannot be asked whether the plan fits: the server of reports: " in server.log.read_text()
+        assert "cannot be compared with the database: the server of reports: " in server.log.read_text()
 
 
 def test_what_is_named_has_to_be_there(make_plain: Callable[..., Flask], other_database: str) -> None:

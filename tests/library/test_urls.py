@@ -210,14 +210,14 @@ def test_nothing_is_said_twice_to_libpq(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ("connect_timeout=10", {}, "connect_timeout in DATABASE_URL: must be from 2 to DB_POOL_TIMEOUT=5"),
         ("connect_timeout=0", {}, "set DB_CONNECT_TIMEOUT instead"),
-        ("connect_timeout=4", {"DB_CONNECT_TIMEOUT": "3"}, "DB_CONNECT_TIMEOUT=3 says otherwise"),
+        ("connect_timeout=4", {"DB_CONNECT_TIMEOUT": "3"}, "DB_CONNECT_TIMEOUT=3 is another value"),
         ("", {"PGCONNECT_TIMEOUT": "10"}, "connect_timeout in PGCONNECT_TIMEOUT or PGSERVICE: must be from 2 to"),
         ("", {"PGCONNECT_TIMEOUT": "soon"}, "set DB_CONNECT_TIMEOUT instead"),
         ("options=-cstatement_timeout%3D60000", {}, "statement_timeout in DATABASE_URL: set DB_STATEMENT_TIMEOUT"),
         ("options=--lock-timeout%3D9s", {}, "lock_timeout in DATABASE_URL: set DB_STATEMENT_TIMEOUT"),
         ("application_name=" + "x" * 41, {}, "application_name in DATABASE_URL or PGAPPNAME: must be at most 40"),
         ("", {"PGAPPNAME": "ü"}, "must be at most 40 ASCII characters"),
-        ("", {"PGHOST": "db\n"}, "PGHOST has a line break"),
+        ("", {"PGHOST": "db\n"}, "PGHOST contains a line break"),
     ],
 )
 def test_what_would_break_the_ladder_names_the_setting(

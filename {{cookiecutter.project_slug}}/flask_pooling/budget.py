@@ -72,7 +72,7 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        fits = "the plan fits, but not beside who is connected now" if self.warnings else "the plan fits"
+        fits = "the plan fits, but not beside the connections that are open now" if self.warnings else "the plan fits"
         return "the plan does not fit" if self.problems else fits
 
 

@@ -23,8 +23,8 @@ from flask_pooling.urls import database_url
 
 UNKNOWN = "the database's URL has to name a role: postgresql://role@host/name"
 AFTERWARDS = """\
--- Then RECONNECT in the console of each PgBouncer: its connections to the server have the time limits from then on.
--- To undo it: the lines with SET, as RESET and without the value; RECONNECT; and restart the service."""
+-- Then run RECONNECT in the console of each PgBouncer: its new connections to the server have the time limits.
+-- To undo this, run the lines with SET as RESET, without the value; then RECONNECT, and restart the service."""
 SUMS = ("connections_per_instance", "connections_peak", "connections_jobs", "connections_usable", "sum")
 MEAN_SECONDS = 0.05  # of a request, for an example of Little's law: requests at once = requests a second x seconds each
 

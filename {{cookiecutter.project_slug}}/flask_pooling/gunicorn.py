@@ -265,7 +265,7 @@ class Hooks:
                 how = f"set {variable}={given} instead" if takes else "leave it out"
                 sys.exit(f"{name}={given}, in gunicorn.conf.py or as an option: the plan says {planned}; {how}")
         if not server.cfg.preload_app and self.settings.in_production:
-            sys.exit("preload_app=False: the app has to be loaded first, to ask its database for room; leave it out")
+            sys.exit("preload_app=False: the app must be loaded first, so that its database is checked; leave it out")
         if not extension.registered and server.cfg.preload_app:
             sys.exit("the app does not call flask_pooling.init_app(app, db), so nothing holds it to the plan")
         for each in extension.registered:
@@ -306,11 +306,11 @@ class Hooks:
             except SQLAlchemyError as error:
                 reason = plan.named(budget.driver_message(error))
                 if budget.FULL.search(reason) and mode == "enforce":
-                    sys.exit(f"the database has no connection left to ask with; close some that others hold: {reason}")
+                    sys.exit(f"the database has no connection left, so nothing can be checked; close some: {reason}")
                 if UNUSABLE.search(reason):
                     sys.exit(f"no connection to the database can be made: {reason}")
                 # The database may come up later, and readiness stays red until then.
-                server.log.warning("the database cannot be asked whether the plan fits: %s; it is asked again", reason)
+                server.log.warning("the plan cannot be compared with the database: %s; this is tried again", reason)
                 self.was_away.append((plan, engine, name))
                 continue
             for warning in verdict.warnings:

@@ -28,7 +28,7 @@ PROOF_SECONDS = 1.0
 # PostgreSQL's SSLRequest message. A server, or a pooler, answers it with one byte, before any login.
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
-HUNG = "Every thread of this worker is busy with a request that is past WEB_TIMEOUT; the log says where."
+HUNG = "Every thread of this worker is busy with a request that is past WEB_TIMEOUT; the log has their stacks."
 
 bp = Blueprint("pooling_health", __name__)
 

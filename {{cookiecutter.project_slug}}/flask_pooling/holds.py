@@ -63,5 +63,5 @@ def report(limit: float) -> None:
         hold.is_logged = True
         request_id, stack = hold.environ.get("REQUEST_ID", "-"), "".join(traceback.format_stack(frame))
         text = "request %s: %s holds a connection on which nothing has run for %.1f seconds (DB_HOLD_WARNING=%g);"
-        text += " commit before what takes so long. Its stack:\n%s"
+        text += " commit before slow calls. Its stack:\n%s"
         log.warning(text, request_id, hold.endpoint, idle, limit, stack, extra={"request_id": request_id})

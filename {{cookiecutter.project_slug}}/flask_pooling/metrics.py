@@ -65,14 +65,14 @@ class Metrics:
         self.pool_capacity = _gauge("db_pool_capacity", "Connections the pools may hold.")
         self.pool_checked_out = _gauge("db_pool_checked_out", "Connections in use now.", "livesum", "process")
         self.pool_wait = Histogram(
-            "db_pool_wait_seconds", "Time a thread waited for a connection, all being in use.", buckets=SECONDS
+            "db_pool_wait_seconds", "Time that threads waited for a connection while all were in use.", buckets=SECONDS
         )
-        self.pool_timeouts = Counter("db_pool_timeouts", "Waits for a connection that ended without one.")
+        self.pool_timeouts = Counter("db_pool_timeouts", "Waits for a connection that timed out.")
         self.connections_open = _gauge("db_connections_open", "Connections open now.", "livesum", "process")
         self.connections_opened = Counter("db_connections_opened", "Connections opened.", ["process"])
         self.connection_hold = Counter(
             "db_connection_hold_seconds",
-            "Time connections were held, added up; its rate is how many are in use.",
+            "Time that connections were held, added up; its rate is the number in use.",
             ["endpoint"],
         )
         self.budget = _gauge("db_connections_budget", "Connections all instances may use.", "max")

@@ -36,7 +36,7 @@ def refuse_without_the_plan() -> None:
         return
     how = "start `gunicorn` in the folder of gunicorn.conf.py, without naming an app"
     log.error("this server was not started with gunicorn.conf.py, and has no plan: %s", how)
-    raise ServiceUnavailable(f"This server was not started as planned: {how}.")
+    raise ServiceUnavailable(f"This server was not started with gunicorn.conf.py: {how}.")
 
 
 def queue_seconds(header: str, now: float) -> float | None:

@@ -26,9 +26,9 @@ PLANNED = {"poolclass", *SIZES}
 OF_A_QUEUE = {"pool_timeout", "pool_use_lifo"}  # a NullPool takes neither: TypeError
 AROUND_THE_PLAN = {
     "pool": "a pool of your own is not counted by the plan",
-    "creator": "what it opens has none of the plan's limits; to fetch a password, use SQLAlchemy's do_connect event",
+    "creator": "its connections would not have the plan's limits; for a password use SQLAlchemy's do_connect event",
 }
-AUTOCOMMIT = "it would commit each statement by itself, and roll nothing back; use flask_pooling.run for one statement"
+AUTOCOMMIT = "every statement would be committed, and nothing rolled back; use flask_pooling.run for one statement"
 
 
 @dataclass(kw_only=True)

@@ -67,7 +67,7 @@ def _not_for_libpq(arguments: Mapping[str, Any], *, hide: bool) -> Iterator[str]
     known = {option.keyword.decode(): option for option in Conninfo.get_defaults()}
     for option in known.values():
         if option.envvar and not os.environ.get(name := option.envvar.decode(), "").isprintable():
-            yield f"{name} has a line break, or another character that cannot be seen, in it"
+            yield f"{name} contains a line break or another invisible character"
     for name in arguments.keys() - (known.keys() - {"service"}):
         remedy = "set DB_POOLER=pgbouncer in its place" if OF_A_POOLER.search(name) else "leave it out"
         yield f"{'a parameter' if hide else name} is not known to libpq; {remedy}"
@@ -99,7 +99,7 @@ def problems(url: URL, setting: str, *, connect: int | None, wait: float) -> Ite
             limits = f"from {SHORTEST_CONNECT} to DB_POOL_TIMEOUT={wait:g}"
             yield f"connect_timeout in {where}: must be {limits}; set DB_CONNECT_TIMEOUT instead"
         elif connect not in {None, int(seconds)}:
-            yield f"connect_timeout in {setting}: DB_CONNECT_TIMEOUT={connect} says otherwise; leave one of them out"
+            yield f"connect_timeout in {setting}: DB_CONNECT_TIMEOUT={connect} is another value; leave one of them out"
     if not re.fullmatch(f"[ -~]{{0,{LONGEST_NAME}}}", told.get("application_name", "")):
         yield f"application_name in {setting} or PGAPPNAME: must be at most {LONGEST_NAME} ASCII characters"
     yield from limits_in_options(url.query.get("options", ""), setting)

@@ -198,7 +198,7 @@ def in_words(error: CommandError, heads: tuple[str, ...]) -> str:
         return f'two migrations follow the same one ({both}); join them: flask db merge -m "merge" heads'
     if isinstance(cause, ResolutionError) and cause.argument in heads:
         return f"the database is at {cause.argument}, which migrations/versions does not have; get the code that has it"
-    return f"{error}; flask db history shows what there is" if isinstance(cause, RevisionError) else str(error)
+    return f"{error}; flask db history lists the revisions" if isinstance(cause, RevisionError) else str(error)
 
 
 try:

@@ -32,7 +32,7 @@ def database() -> Iterator[str]:
     given = os.environ.get("DB_MAX_CONNECTIONS", str(defaults.MAX_CONNECTIONS))
     if not given.isdecimal():
         sys.exit(f"DB_MAX_CONNECTIONS={given!r}: is not a whole number")
-    print(f"Starting Postgres in {DATA}, max_connections={given} (or set DATABASE_URL)", flush=True)
+    print(f"Starting Postgres in {DATA}, max_connections={given} (set DATABASE_URL to use another)", flush=True)
     try:
         with postgres.running(DATA, defaults.SERVICE_NAME, max_connections=int(given), keep=True) as url:
             print(f"Postgres is at DATABASE_URL='{url}'", flush=True)
