@@ -152,7 +152,7 @@ def again(answers):
     wrong = {name for name in TEXTS if text_problem(name, given[name])}
     wrong |= {name for name in NUMBERS if number_problem(name, given[name])}
     wrong |= {"project_slug"} if slug_problem(given["project_slug"]) else set()
-    wrong |= set() if wrong else set(NUMBERS)  # each by itself is right, and together they do not fit
+    wrong |= set() if wrong else set(NUMBERS)  # each is right alone, and together they do not fit
     good = [shlex.quote(f"{name}={answer}") for name, answer in given.items() if name not in wrong]
     return " ".join([asked_by(), shlex.quote(answers["_template"]), *good])
 

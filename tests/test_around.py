@@ -48,7 +48,7 @@ def test_env_example_is_every_default(project: Path, defaults: dict[str, str]):
 
 
 def test_env_example_says_where_it_counts(project: Path):
-    """The first line is for whoever copies it."""
+    """The first line is for the owner who copies it."""
     assert (project / ".env.example").read_text().startswith("# Copy this file to .env")
 
 

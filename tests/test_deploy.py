@@ -332,7 +332,7 @@ def test_the_unit_is_hardened(units: Path):
 
 
 def test_a_restart_loses_no_request(installed: Path, database: str, tmp_path: Path):
-    """The socket is systemd's, so it is open while gunicorn is not. Whoever connects meanwhile waits, and is served."""
+    """The socket is systemd's, so it is open while gunicorn is not. A client that connects meanwhile waits."""
     unit = (installed / "deploy" / "systemd" / "web.service").read_text()
     start = re.search(r"^ExecStart=/srv/%p/(.*)$", unit, re.MULTILINE)
     assert start

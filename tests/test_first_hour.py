@@ -53,7 +53,7 @@ MISTAKES = {
 
 def test_a_mistake_is_shown_and_survived(copy: Path):
     """`make run` answers with the error in Werkzeug's debugger while a file does not load, and serves again when it is
-    mended; also where the file is new, and was never loaded."""
+    corrected; also where the file is new, and was never loaded."""
     factory = copy / "app" / "__init__.py"
     with served("make run", copy, free_port(), mistakes=True) as address:
         wait_for(address, 200, "items")
@@ -336,7 +336,7 @@ def test_env_counts_in_development(copy: Path):
 
 @pytest.mark.parametrize("command", ["db upgrade", "run", "shell", "pool check"])
 def test_flask_in_a_shell(installed: Path, command: str):
-    """Without APP_ENV it is production; whoever only tries is told what to set."""
+    """Without APP_ENV it is production; the message tells a newcomer what to set."""
     said = run(f".venv/bin/flask {command}", installed)
     assert said.returncode
     assert "SECRET_KEY is not set" in said.stdout

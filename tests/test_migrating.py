@@ -494,13 +494,13 @@ FAMILY = """op.create_table('parents', sa.Column('id', sa.Integer, primary_key=T
     op.execute('insert into children values (1)')"""
 
 
-def test_a_table_that_sqlite_makes_anew_keeps_its_children(copy: Path):
-    """SQLite changes a column by making the table anew; ON DELETE CASCADE would delete what refers to the old one. A
+def test_a_table_that_sqlite_makes_again_keeps_its_children(copy: Path):
+    """SQLite changes a column by making the table again; ON DELETE CASCADE would delete what refers to the old one. A
     migration that fails leaves nothing, as on Postgres."""
     follow(copy, "family", after="0001", body=FAMILY)
     follow(
         copy,
-        "anew",
+        "again",
         after="family",
         body="with op.batch_alter_table('parents', recreate='always') as batch:\n"
         "        batch.add_column(sa.Column('more', sa.Text))",
@@ -509,7 +509,7 @@ def test_a_table_that_sqlite_makes_anew_keeps_its_children(copy: Path):
     assert done.returncode == 0, done.stdout
     with closing(sqlite3.connect(copy / "instance" / "my_service.db")) as connection:
         assert connection.execute("select count(*) from children").fetchall() == [(1,)]
-        follow(copy, "fails", after="anew", body="op.create_table('half', sa.Column('id', sa.Integer))\n    1 / 0")
+        follow(copy, "fails", after="again", body="op.create_table('half', sa.Column('id', sa.Integer))\n    1 / 0")
         assert "ZeroDivisionError" in run("make upgrade", copy).stdout
         assert "half" not in tables(connection)
 

@@ -272,7 +272,7 @@ def test_each_change_is_in_the_url(browser: chromium.Page):
     ],
 )
 def test_a_wrong_value_in_the_url(browser: chromium.Page, query: str, problem: str):
-    """It is shown where it was entered and named with its value, and the page works on when it is mended."""
+    """It is shown where it was entered and named with its value, and the page works on when it is corrected."""
     opened(browser, query)
     assert problem in text(browser, "error")
     assert text(browser, "sum") == ""

@@ -13,7 +13,7 @@ from baking import PROJECT, ROOT, commit_all, files, git
 from test_static import TOOLS
 
 TEXTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "docs/providers.md", f"{PROJECT}/AGENTS.md"]
-# The address of whoever uses the template, in what is baked, is OWNER/REPOSITORY.
+# In a baked project, OWNER/REPOSITORY is its owner's address.
 PLACEHOLDER = re.compile(r"OWNER/REPO\b|OWNER\.github\.io/REPO\b")
 SAYS_IT_ITSELF = {".ci/address", "tests/test_repository.py"}
 

@@ -1,11 +1,14 @@
-"""Workflows, Dockerfile, compose file and hooks, read by the tools that know them. Nothing asks the network."""
+"""Workflows, Dockerfile, compose file and hooks, read by the tools that know them; and the words of all texts. Nothing
+asks the network."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from baking import PROJECT, ROOT
+from baking import PROJECT, ROOT, files
 
 TOOLS = Path(sys.executable).parent
 CHECKS = [
@@ -51,3 +54,24 @@ def test_ci_runs_what_people_run():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text().rstrip().endswith("exec make test")
+
+
+# In brackets, so that this file does not hold what it looks for.
+ODD_WORDS = re.compile(
+    r"\b(a[n]ew|by itsel[f]|nobody els[e]'s|men[d](s|ed|ing)?|what nobod[y]|(is|are) believe[d]|whoeve[r])\b",
+    re.IGNORECASE,
+)
+QUESTIONS = {"What", "Who", "How", "Whether", "Which"}
+
+
+def test_plain_english(template: Path):
+    """A docstring begins with a verb or names a thing, and words that make a reader stumble are in no text."""
+    for name, content in files(template).items():
+        if re.search(r"\.(png|json)$|requirements.*\.txt$|/results/|^LICENSE$", name):
+            continue
+        text = content.decode()
+        assert not ODD_WORDS.search(text), (name, ODD_WORDS.search(text))
+        for node in ast.walk(ast.parse(text)) if name.endswith(".py") else ():
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node) or ""
+                assert docstring.partition(" ")[0] not in QUESTIONS, (name, docstring)

@@ -127,7 +127,7 @@ def memory(project: Project, options: argparse.Namespace) -> None:
     plain = ("gunicorn", "--config", "/dev/null", "--workers", str(plan["workers"]), "--threads", str(plan["threads"]))
     after_fork = servers.Candidate(
         "no-preload",
-        "each worker imports the app by itself",
+        "each worker imports the app itself",
         (*plain, "--bind", "127.0.0.1:{port}", "baked_unplanned:app"),
         project.folder,
     )

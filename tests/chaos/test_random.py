@@ -68,7 +68,7 @@ def described(project: Project, postgres: Postgres, folder: Path, examples: int,
 
 
 def test_described(baked: Project, postgres: Postgres, tmp_path: Path, long: bool) -> None:
-    """The short one sends the same each time, so that whoever changes something else does not meet a new find."""
+    """The short one sends the same each time, so that an unrelated change does not meet a new find."""
     options = [] if long else ["--seed", "1"]
     assert not record(described(baked, postgres, tmp_path, 500 if long else 10, *options)).missed
 

@@ -79,7 +79,7 @@ PATIENT = {"client": GENEROUS} | dict.fromkeys(("answer", "probe", "recovery"), 
 def vanished(project: Project, network: Network, postgres: Postgres, held: str, limits: dict[str, float]) -> Result:
     result = Result(
         f"Database host vanishes: {held}", "12 requests at once",
-        "each ends <= 10 s; probes from 0.5 s on answer <= 1 s: /livez 200, /readyz 503; recovers by itself",
+        "each ends <= 10 s; probes from 0.5 s on answer <= 1 s: /livez 200, /readyz 503; recovers without help",
     )  # fmt: skip
     with Copy(project, postgres.url(), APP_INSTANCES=2) as copy:
         slots = copy.plan["workers"] * copy.plan["pool"]

@@ -61,7 +61,7 @@ def test_the_tightest_limit_decides(facts: dict[str, Any], usable: int, problem:
 
 @pytest.mark.sqlite
 def test_jobs_are_a_part_of_what_has_to_fit() -> None:
-    """With the web workers, and each kind by itself."""
+    """With the web workers, and each kind alone."""
     with_jobs = plan(
         cpus=2, memory_mib=4096, max_connections=100, instances=2, jobs={"worker": Job(2, 4), "beat": Job(1, 1)}
     )
@@ -93,7 +93,7 @@ def connected(*, elsewhere: int = 0, others: int = 0, **ours: int) -> dict[str, 
         (connected(web=85), "85 are open", None),
         (connected(web=86), None, "86 connections of 97 are open .max_connections 100 - 3 .*this instance may open 12"),
         (connected(web=12, worker=9, cli=3), None, None),
-        # Whoever else is there leaves too little, or enough.
+        # Other clients leave too little, or enough.
         (connected(others=73), None, None),
         (connected(others=74), "others have 74 connections open", None),
         (connected(others=85), "others have 85 connections open", None),

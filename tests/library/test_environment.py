@@ -66,7 +66,7 @@ def test_a_database_that_takes_no_writes_is_read(plain: Flask, own_postgres: str
 
 
 def test_a_write_there_does_not_disturb_readers(make_plain: MakePlain, own_postgres: str) -> None:
-    """Only the connection of the write is opened anew."""
+    """Only the connection of the write is replaced."""
     engine = engine_of(make_plain())
     with takes_no_writes(own_postgres):
         with engine.connect() as reader, engine.connect() as writer:

@@ -58,7 +58,7 @@ def test_gunicorn_runs_what_was_planned(monkeypatch: pytest.MonkeyPatch, more: d
 @once
 @pytest.mark.usefixtures("production")
 def test_gunicorn_believes_no_proxy_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not one on this machine either, as it would by default: WEB_TRUSTED_PROXIES alone says who is believed."""
+    """Not one on this machine either, as it would by default: WEB_TRUSTED_PROXIES alone says whom to trust."""
     cfg = load(monkeypatch).cfg
     ours, theirs = socket.socketpair()
     with ours, theirs:

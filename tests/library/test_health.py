@@ -103,7 +103,7 @@ def test_nothing_is_asked_while_connections_come_back(plain: Flask) -> None:
 
 @pytest.mark.postgres
 def test_a_probe_takes_no_connection_that_a_request_could_need(plain: Flask) -> None:
-    """Where none is idle, it asks without one; and whoever waits for the one that it has is not counted as waiting."""
+    """Where none is idle, it asks without one. A request that waits for the probe's is not counted as waiting."""
     engine, waits = engine_of(plain), metrics.metrics().pool_wait._sum
     assert timed(plain, "/readyz")[0] == 200
     opened: list[object] = []

@@ -27,7 +27,7 @@ def committed(app: Flask, names: str = "select name from items order by id", bin
         return list(connection.scalars(sa.text(names)))
 
 
-# --- by itself -------------------------------------------------------------------------------------------------------
+# --- one statement ---------------------------------------------------------------------------------------------------
 
 
 def test_a_write_is_committed_by_itself(plain: Flask) -> None:

@@ -205,7 +205,7 @@ def test_values_that_do_not_go_together_are_named(
 
 
 def test_waits_that_fit_into_each_other_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait for a lock lies between those for the pool and for the statement by itself."""
+    """The wait for a lock always lies between those for the pool and for the statement."""
     monkeypatch.setenv("DB_POOL_TIMEOUT", "3")
     monkeypatch.setenv("DB_STATEMENT_TIMEOUT", "4.5")
     settings = Settings.load()

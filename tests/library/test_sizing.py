@@ -250,7 +250,7 @@ def test_every_remedy_leads_on_when_it_is_followed(inputs: dict[str, Any]) -> No
 
 
 def followed(remedy: Remedy) -> dict[str, Any]:
-    """What the setting that is named gives to the plan, as it is read from the environment."""
+    """Return the input of the plan that the named setting gives, as it is read from the environment."""
     value: Any = remedy.value
     if remedy.name == "DB_BIND_SERVERS":
         value = TypeAdapter(BindServers).validate_python(value)

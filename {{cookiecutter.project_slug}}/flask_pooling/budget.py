@@ -104,13 +104,13 @@ def driver_message(error: SQLAlchemyError) -> str:
 
 
 def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
-    """Compare a server's plan with its limits, and with who is connected now.
+    """Compare a server's plan with its limits, and with the connections that are open now.
 
     :param starting: an instance is about to start, so its connections come on top of those that are open. That is a
         problem only where both cannot fit: open connections may be left over from a host that has died.
     """
     on_server = f"max_connections {server.max_connections} - {server.kept} kept by the server"
-    # Each limit with the connections that count towards it now, and how many of the databases have as much each.
+    # Each limit, the connections that count towards it now, and the number of databases that each have this limit.
     open_to = [(on_server, server.for_roles, sum(server.connected.values()) + server.connected_others, 1)]
     if server.role_limit >= 0:
         open_to.append(("the role's connection limit", server.role_limit, server.connected_role, 1))

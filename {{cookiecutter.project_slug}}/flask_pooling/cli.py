@@ -100,7 +100,7 @@ def plan(as_json: bool, for_pgbouncer: bool, **what_if: Any) -> None:
 
 
 def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
-    """Return the plan's inputs and results, and its one line; below `servers` those of DB_BIND_SERVERS."""
+    """Return the plan's inputs and results, and its one line. `servers` has the results of DB_BIND_SERVERS."""
     sums = {name: {key: getattr(each, key) for key in SUMS} for name, each in chosen.servers.items()}
     inputs = {name: value for name, value in asdict(chosen).items() if name != "server"}
     return inputs | {"slots": chosen.slots} | sums.pop("") | {"servers": sums}

@@ -31,7 +31,7 @@ class Pooling:
     probe_app: Flask
 
     def servers(self) -> list[tuple[Plan, Engine, str]]:
-        """Return the plan of each server of Postgres, with what it is asked by."""
+        """Return the plan of each Postgres server, with the engine that asks it and its application_name."""
         plans = self.settings.plan.servers
         every = [(plans[name], *asked) for name, asked in self.engines.items()]
         return [each for each in every if each[1].dialect.name == "postgresql"]
@@ -112,7 +112,7 @@ def init_app(
 
 
 def _more_binds_than_planned(merged: options.Merged, settings: Settings) -> list[str]:
-    """Name DB_BINDS where there are more Postgres databases than it says, and what is in DB_BIND_SERVERS alone: the
+    """Name DB_BINDS if there are more Postgres databases than it says, and names that only DB_BIND_SERVERS has: the
     plan counts a pool for each. A shell has DB_RESERVED_CONNECTIONS for its connections."""
     elsewhere = [key for name in settings.db_bind_servers for key in name.split("+")]
     if missing := [repr(key) for key in elsewhere if key not in merged.options]:

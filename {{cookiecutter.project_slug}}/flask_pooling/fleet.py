@@ -44,7 +44,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _as_setting(jobs: Any) -> Any:
-    """As APP_JOBS has them."""
+    """Write jobs as APP_JOBS has them."""
     return ",".join(f"{name}={job}" for name, job in jobs.items()) if isinstance(jobs, dict) else jobs
 
 
@@ -73,7 +73,7 @@ class Service(_Table):
     jobs: Annotated[Jobs, BeforeValidator(_as_setting)] = {}
 
     def held(self) -> dict[str, int]:
-        """Connections to each of its servers, by what is put behind the name of the service."""
+        """Count the connections to each of its servers, by the suffix of the service's name."""
         web = self.instances * self.workers * (self.pool_size + self.max_overflow)
         return {"": web} | {f"/{name}": job.copies * job.connections for name, job in self.jobs.items()}
 

@@ -150,7 +150,7 @@ TABLES = """select string_agg(name, ', ') from unnest(cast(:names as text[])) as
 
 
 def ask(url: str | sa.URL, statement: str, **values: object) -> Any:
-    """Of the database itself, without the app: the first value of the answer."""
+    """Ask the database itself, without the app, and return the first value of the answer."""
     engine = sa.create_engine(make_url(url).set(drivername="postgresql+psycopg"), poolclass=sa.NullPool)
     with engine.begin() as connection:
         result = connection.execute(sa.text(statement), values)

@@ -75,7 +75,7 @@ def stream():
 
 @bp.get("/echo/<int:number>")
 def echo(number: int):
-    """The row that was asked for, if nobody else's comes instead."""
+    """Return the row that was asked for. Another's would be a mixed-up connection."""
     row = run(text("select cast(:n as bigint)"), {"n": number})[0][0]
     return jsonify(number=row, worker=os.getpid())
 

@@ -1,4 +1,4 @@
-"""Slow clients: `python slow_clients.py PORT head|body|open|read COUNT`. Whoever is thrown out comes back.
+"""Slow clients: `python slow_clients.py PORT head|body|open|read COUNT`. A client that is thrown out comes back.
 
 `head` drips the head of a request, a byte a second; `body` sends the head at once and drips the body; `open` sends a
 whole request and never closes its side of the connection; `read` asks for 4 MiB and takes a byte a second.

@@ -31,7 +31,7 @@ def create_app(test_config=None):
 
     @app.cli.command("init-db")
     def init_db():
-        """Make the tables anew, and something to sell."""
+        """Make new tables, and something to sell."""
         db.drop_all()
         db.create_all()
         db.session.add_all(Product(name=f"Product {number}", about={"colour": "red"}) for number in range(3))
