@@ -266,14 +266,13 @@ def test_a_port_in_use_is_one_line(copy: Path, taken: int):
     assert f"Port {taken} is in use by another program" in said.stdout
     (copy / ".env").write_text(f"PORT={taken}\n")
     assert f"Port {taken} is in use by another program" in run("make run", copy).stdout
-    for environ, variable in (
-        ({"PORT": str(taken)}, "PORT"),
-        ({"PORT": str(taken - 1)}, "WEB_PROBE_PORT"),
-        ({"PORT": str(free_port()), "WEB_PROBE_PORT": str(taken)}, "WEB_PROBE_PORT"),
+    for port, says in (
+        (taken, f"Can't connect to ('127.0.0.1', {taken})"),
+        (taken - 1, f"WEB_PROBE_PORT={taken}: Address already in use"),
     ):
-        said = run("make prod", copy, **environ)
+        said = run("make prod", copy, PORT=str(port))
         assert said.returncode
-        assert f"127.0.0.1:{taken} is in use; set {variable} to a free port" in said.stdout
+        assert says in said.stdout
         assert "Traceback" not in said.stdout
         assert processes(below=copy / "instance") == {}
 

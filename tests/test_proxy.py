@@ -100,10 +100,7 @@ def test_what_the_service_believes(behind: tuple[Proxy, list[str]]) -> None:
     a load balancer in front of nginx the last but one are its."""
     forged = {"X_Forwarded_For": "6.6.6.6", "X_Forwarded_Proto": "https", "X_Forwarded_Prefix": "/evil"}
     gone = {"X_Forwarded_Host": "evil.example", "X_Forwarded_Port": "666", "Forwarded": "host=evil.example"}
-    began = time.time()
-    answer = json.loads(
-        ask(behind[0], "/a%2Fb?c=%20", Host="notes.example.org", X_Request_Start="t=1", **forged, **gone)[1]
-    )
+    answer = json.loads(ask(behind[0], "/a%2Fb?c=%20", Host="notes.example.org", **forged, **gone)[1])
     headers = answer["headers"]
     assert answer["path"] == "/a%2Fb?c=%20"
     assert headers["host"] == "notes.example.org"
@@ -111,7 +108,6 @@ def test_what_the_service_believes(behind: tuple[Proxy, list[str]]) -> None:
     assert headers["x-forwarded-proto"] == "https, http"
     assert json.loads(ask(behind[0], "/")[1])["headers"]["x-forwarded-proto"] == "http"
     assert not {"x-forwarded-prefix", *(name.lower().replace("_", "-") for name in gone)} & headers.keys()
-    assert began - 1 < float(headers["x-request-start"].removeprefix("t=")) < time.time() + 1
 
 
 def test_the_largest_body(behind: tuple[Proxy, list[str]], project: Path) -> None:

@@ -122,7 +122,7 @@ def test_run(installed: Path):
         use(address)
         for command, said in (
             ("make run", f"Port {port} is in use by another program"),
-            ("make prod", f"127.0.0.1:{port} is in use; set PORT to a free port"),
+            ("make prod", f"Can't connect to ('127.0.0.1', {port})"),
         ):
             second = run(command, installed, PORT=str(port))
             assert second.returncode

@@ -3,7 +3,7 @@
 
 Patches = tuple[tuple[str, str, str], ...]
 
-OVERFLOW: Patches = (("flask_pooling/engine.py", '"max_overflow": self.max_overflow,', '"max_overflow": 10,'),)
+OVERFLOW: Patches = (("flask_pooling/engine.py", '"max_overflow": 0 if job else', '"max_overflow": 10 if True else'),)
 
 NOTHING_IS_TRANSIENT: Patches = (
     (
@@ -42,7 +42,7 @@ SABOTAGE: dict[str, Patches] = {
     "target_session_attrs": (
         (
             "flask_pooling/engine.py",
-            '        "target_session_attrs": "primary",  # see _prefer_a_server_that_takes_writes\n',
+            '        "target_session_attrs": "read-write" if has_several_hosts else "primary",\n',
             "",
         ),
     ),
@@ -95,7 +95,7 @@ SABOTAGE: dict[str, Patches] = {
     ),
     "the check for what Postgres cannot store": (("app/notes.py", 'if "\\x00" in text:', "if False:"),),
     "the masking of what may be a secret": (
-        ("flask_pooling/settings.py", 'if hide or "@" in str(value) else', "if False else"),
+        ("flask_pooling/settings.py", 'if is_harmless and "@" not in str(value) else', "if True else"),
     ),
     "the heartbeat that stops": (("flask_pooling/watchdog.py", "None if is_hung(0.5) else beat()", "beat()"),),
 }

@@ -20,7 +20,7 @@ from gunicorn.app.wsgiapp import WSGIApplication
 from sqlalchemy.engine import Engine, make_url
 
 import flask_pooling
-from flask_pooling import extension, metrics, process
+from flask_pooling import extension, gunicorn, metrics, process
 from tests.library.plain import create_app, db
 from tests.serving import ROOT, free_port, wait_until
 
@@ -130,8 +130,8 @@ def load(monkeypatch: pytest.MonkeyPatch, *words: str, **environ: object) -> Any
     """Make gunicorn with its configuration, as if it had been started with these words. It serves nothing."""
     for name, value in environ.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv(metrics.DIRECTORY, "/")  # no folder is made
     monkeypatch.setattr(metrics, "keep_in", lambda folder: None)
+    monkeypatch.setattr(gunicorn, "shared_memory", lambda: None)  # there the tests look for what was left behind
     monkeypatch.setattr(extension, "registered", weakref.WeakSet())  # a process of its own has no apps yet
     monkeypatch.setattr(process, "in_gunicorn", False)
     monkeypatch.chdir(ROOT)

@@ -116,11 +116,9 @@ def test_what_cannot_be_had_beside_ours_is_refused(environ: dict[str, str], tmp_
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("workers = 9", "set WEB_CONCURRENCY=9 instead"),
-        ("threads = 40", "set WEB_THREADS=40 instead"),
-        ("timeout = 120", "set WEB_TIMEOUT=120 instead"),
-        ("workers = 5000", "leave it out"),
-        ('worker_class = "gevent"', "leave it out"),
+        ("workers = 9", "leave it out; WEB_CONCURRENCY"),
+        ("timeout = 120", "leave it out; WEB_TIMEOUT"),
+        ('worker_class = "gevent"', "leave it out; WEB_WORKER_CLASS"),
         ("preload_app = False", "preload_app=False: the app must be loaded first"),
     ],
 )
@@ -128,14 +126,11 @@ def test_what_cannot_be_had_beside_ours_is_refused(environ: dict[str, str], tmp_
 def test_a_setting_that_breaks_the_plan_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, says: str, where: str
 ) -> None:
-    """With a remedy that is taken when it is followed."""
+    """With the variable that changes both sides of the sum."""
     parts = [line, CONFIGURE] if where == "before" else [CONFIGURE, line]
     app = load(monkeypatch, "-c", str(config(tmp_path, *parts)))
-    with pytest.raises(SystemExit, match=says) as caught:
+    with pytest.raises(SystemExit, match=says):
         begin(app)
-    if found := re.search(r"set (\w+)=(\w+) instead", str(caught.value)):
-        again = load(monkeypatch, "-c", str(config(tmp_path, *parts)), **{found[1]: found[2]}, DB_BUDGET_CHECK="off")
-        begin(again, serve=False)
 
 
 @pytest.mark.sqlite
@@ -148,14 +143,13 @@ def test_an_app_that_was_made_too_early_is_refused(tmp_path: Path) -> None:
     assert "the app was made before configure(...)" in done.stderr
 
 
-def begin(app: Any, *, serve: bool = True) -> None:
+def begin(app: Any) -> None:
     """Do what gunicorn does before it serves."""
     server = SimpleNamespace(cfg=app.cfg, app=app, log=logging.getLogger(__name__))
     app.cfg.nworkers_changed(server, app.cfg.workers, None)
     if app.cfg.preload_app:
         app.wsgi()
-    if serve:
-        app.cfg.on_starting(server)
+    app.cfg.on_starting(server)
 
 
 def test_a_view_at_a_path_of_ours_is_warned_of(environ: dict[str, str], tmp_path: Path, database_kind: str) -> None:

@@ -1,7 +1,6 @@
 """Servers, sockets and platforms as people have them, each with the real thing."""
 
 import contextlib
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +13,9 @@ from flask import Flask
 from psycopg import sql
 from sqlalchemy.engine import make_url
 
-from flask_pooling import SettingsError
 from scripts import postgres
 from tests import serving as run
-from tests.library.conftest import engine_of, start, superuser
+from tests.library.conftest import engine_of, superuser
 from tests.library.plain import db
 from tests.serving import free_port, serving
 
@@ -218,26 +216,10 @@ def answers_on_ipv6(port: int) -> bool:
 
 
 def test_ipv6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On both ports. `::` is every address, those of IPv4, too; and a port in use is named as a person writes it."""
+    """On both ports. `::` is every address, those of IPv4, too."""
     port = free_port()
     monkeypatch.setattr(run, "answers", lambda port: answers_on_ipv6(port + 1))
     with serving(tmp_path / "log", PORT=port, WEB_HOST="::"):
         for each in (port, port + 1):
             assert status(socket.AF_INET6, ("::1", each)) == b"200"
             assert status(socket.AF_INET, ("127.0.0.1", each)) == b"200"
-        with pytest.raises(SystemExit, match=re.escape(f"[::]:{port} is in use; set PORT to a free port")):
-            start(monkeypatch, PORT=port, WEB_HOST="[::]")
-
-
-@pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1", "2001:db8::7"])
-def test_an_address_that_is_not_ours_is_one_line(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """Naming what to set."""
-    shown = f"[{host}]" if ":" in host else host
-    with pytest.raises(SystemExit, match=rf"cannot listen on {re.escape(shown)}:\d+: .*; set WEB_HOST or PORT"):
-        start(monkeypatch, WEB_HOST=host, PORT=free_port())
-
-
-def test_options_that_a_web_worker_cannot_have_stop_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Naming the setting."""
-    with pytest.raises(SettingsError, match="statement_timeout in PGOPTIONS: set DB_STATEMENT_TIMEOUT instead"):
-        start(monkeypatch, PGOPTIONS="-c statement_timeout=1h")

@@ -100,8 +100,6 @@ def test_what_is_the_owners_stays(
         ({"isolation_level": "AUTOCOMMIT"}, "AUTOCOMMIT: it would every statement would be committed"),
         ({"execution_options": {"isolation_level": "AUTOCOMMIT"}}, "AUTOCOMMIT: it would"),
         ({"connect_args": {"autocommit": True}}, "AUTOCOMMIT: it would"),
-        ({"connect_args": {"connect_timeout": 60}}, "connect_timeout in"),
-        ({"connect_args": {"options": "-c statement_timeout=0"}}, "statement_timeout in"),
     ],
 )
 @pytest.mark.parametrize("where", ["config", "constructor", "bind"])

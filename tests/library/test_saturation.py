@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +9,7 @@ import sqlalchemy as sa
 from flask import Flask
 from prometheus_client import REGISTRY
 
-from flask_pooling import holds, metrics, middleware
+from flask_pooling import holds, metrics
 from tests.library.conftest import engine_of
 from tests.serving import ROOT
 
@@ -34,36 +33,6 @@ def test_each_metric_is_in_the_table() -> None:
     assert {name for name, *_ in rows} == known
     assert len(rows) == len(known)
     assert all(unit and meaning for _, unit, meaning, _ in rows)
-
-
-@pytest.mark.sqlite
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        ("t=1700000000.250", 0.75),  # nginx
-        ("1700000000250", 0.75),  # Heroku
-        ("t=1700000000250000", 0.75),  # Apache
-        ("1700000009", 0),  # a clock that is ahead
-        ("1600000000", None),  # a clock that is wrong
-        ("", None),
-        ("t=soon", None),
-        ("t=1e9", None),
-        ("-1700000000", None),
-        ("9" * 400, None),
-    ],
-)
-def test_how_long_a_request_waited_for_a_thread(header: str, seconds: float | None) -> None:
-    found = middleware.queue_seconds(header, 1700000001.0)
-    assert found == (None if seconds is None else pytest.approx(seconds))
-
-
-@pytest.mark.sqlite
-@pytest.mark.parametrize(("proxies", "counted"), [(0, 0), (1, 1)])
-def test_only_a_proxy_that_is_trusted_is_believed(make_plain: Callable[..., Flask], proxies: int, counted: int) -> None:
-    app = make_plain(WEB_TRUSTED_PROXIES=proxies)
-    before = sample("http_queue_seconds_count")
-    app.test_client().get("/livez", headers={"X-Request-Start": f"t={time.time() - 1:.3f}"})
-    assert sample("http_queue_seconds_count") - before == counted
 
 
 @pytest.mark.postgres

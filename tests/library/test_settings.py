@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 import flask_pooling
@@ -52,8 +52,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> tuple[str, ...]
         ("DB_MAX_CONNECTIONS", "262144"),
         ("DB_RESERVED_CONNECTIONS", "-1"),
         ("DB_POOL_SIZE", "0"),
-        ("DB_POOL_SIZE", "5.0"),
-        ("DB_POOL_SIZE", "1_0"),
+        ("DB_POOL_SIZE", "5.5"),
         ("DB_POOL_SIZE", "٣"),
         ("DB_MAX_OVERFLOW", "-1"),
         ("DB_POOL_TIMEOUT", "nan"),
@@ -73,7 +72,7 @@ def problems(monkeypatch: pytest.MonkeyPatch, **environ: str) -> tuple[str, ...]
         ("WEB_WORKER_MEMORY_MIB", "150M"),
         ("WEB_TRUSTED_PROXIES", "yes"),
         ("WEB_HOST", "http://here"),
-        ("PORT", "65536"),
+        ("PORT", "65535"),  # the next one is the probes'
         ("PORT", "http"),
     ],
 )
@@ -110,10 +109,10 @@ class Nested(Settings):
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("MAIL", '{"port": "x", "password": "hunter2"}', "MAIL=***: port: input should be a valid integer"),
-        ("OTHERS", '[{"port": "x", "password": "hunter2"}]', "OTHERS=***: 0: port: input should be"),
-        ("KEY", '{"number": "x", "text": "hunter2"}', "KEY=***: number: input should be a valid integer"),
-        ("SIZES", '[1, "x"]', "SIZES=***: 1: input should be a valid integer"),
+        ("MAIL", '{"port": "x", "password": "hunter2"}', "MAIL=***: port: Input should be a valid integer"),
+        ("OTHERS", '[{"port": "x", "password": "hunter2"}]', "OTHERS=***: 0: port: Input should be"),
+        ("KEY", '{"number": "x", "text": "hunter2"}', "KEY=***: number: Input should be a valid integer"),
+        ("SIZES", '[1, "x"]', "SIZES=***: 1: Input should be a valid integer"),
     ],
 )
 def test_a_secret_in_a_nested_setting_is_not_shown(
@@ -146,23 +145,20 @@ def test_a_part_may_be_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class WithSecrets(Settings):
-    smtp_pass: str = ""
+    smtp_pass: str = Field("", min_length=12)
     db_pass: SecretStr | None = None
 
 
-@pytest.mark.parametrize("name", ["SMTP_PASS", "DB_PAS", "DB_PASS"])
 def test_a_secret_under_another_name_is_not_shown(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither in a misspelt name, nor with the line break of a mounted file."""
-    monkeypatch.setenv(name, "hunter2\n")
-    try:
+    """One that does not parse, and a name that is misspelt."""
+    monkeypatch.setenv("SMTP_PASS", "hunter2")
+    monkeypatch.setenv("DB_PASSS", "hunter2")
+    with pytest.raises(SettingsError) as caught:
         WithSecrets.load()
-    except SettingsError as error:
-        said = list(error.problems)
-    else:
-        said = caplog.messages
-    assert [each.partition(":")[0] for each in said] == [f"{name}=***"]
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == ["SMTP_PASS=***"]
+    assert caplog.messages == ["DB_PASSS: no such setting; did you mean DB_PASS?"]
 
 
 def test_one_problem_is_not_called_problems(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +186,6 @@ def test_dead_keys_stop_the_start(monkeypatch: pytest.MonkeyPatch, dead: str, li
         ({"DB_POOL_TIMEOUT": "15"}, "DB_POOL_TIMEOUT=15 must be less than DB_STATEMENT_TIMEOUT=15"),
         ({"DB_STATEMENT_TIMEOUT": "30", "WEB_GRACEFUL_TIMEOUT": "60"}, "must be less than WEB_TIMEOUT=30"),
         ({"DB_STATEMENT_TIMEOUT": "20", "WEB_GRACEFUL_TIMEOUT": "20"}, "must be less than WEB_GRACEFUL_TIMEOUT=20"),
-        ({"WEB_PROBE_PORT": "8000"}, "WEB_PROBE_PORT=8000: must be another port than PORT"),
-        ({"PORT": "65535"}, "PORT=65535: leaves no port after it"),
         ({"APP_INSTANCES": "90000"}, "90000 instances"),
         ({"APP_JOBS": "worker=20x5"}, "the jobs alone hold 100 of 87 usable connections (worker 20 x 5)"),
     ],

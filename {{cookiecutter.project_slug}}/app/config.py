@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 
 import flask_pooling
 from app import defaults
-from flask_pooling import DatabaseUrl, NullPool, Pools, QueuePool, SettingsError, Whole
+from flask_pooling import DatabaseUrl, NullPool, Pools, QueuePool, SettingsError
 
 # environment    a web worker   a shell, a cron job, a migration
 POOLS: dict[str, Pools] = {
@@ -62,8 +62,8 @@ class Settings(flask_pooling.Settings):
     secret_key: SecretStr | None = None
     secret_key_fallbacks: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_words)] = ()
     database_url: DatabaseUrl | None = None
-    app_instances: Whole = Field(defaults.INSTANCES, ge=1, le=262_143)
-    db_max_connections: Whole = Field(defaults.MAX_CONNECTIONS, ge=1, le=262_143)
+    app_instances: int = Field(defaults.INSTANCES, ge=1, le=262_143)
+    db_max_connections: int = Field(defaults.MAX_CONNECTIONS, ge=1, le=262_143)
     web_trusted_hosts: Annotated[tuple[Host, ...], NoDecode, BeforeValidator(_words)] = ()
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 

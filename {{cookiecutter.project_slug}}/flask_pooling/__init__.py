@@ -16,7 +16,7 @@ from flask_pooling.errors import answer_errors, is_transient, reason, report, re
 from flask_pooling.extension import init_app
 from flask_pooling.options import Pools
 from flask_pooling.process import CLI, WEB
-from flask_pooling.settings import DatabaseUrl, Seconds, Settings, SettingsError, Whole
+from flask_pooling.settings import DatabaseUrl, Seconds, Settings, SettingsError
 from flask_pooling.sizing import Plan, PlanError, plan
 from flask_pooling.statements import run
 from flask_pooling.version import __version__
@@ -24,6 +24,6 @@ from flask_pooling.watchdog import unlimited
 
 __all__ = [
     "CLI", "WEB", "DatabaseUrl", "NullPool", "Plan", "PlanError", "Pools", "QueuePool", "Seconds", "Settings",
-    "SettingsError", "Whole", "__version__", "answer_errors", "init_app", "is_transient", "plan",
+    "SettingsError", "__version__", "answer_errors", "init_app", "is_transient", "plan",
     "reason", "report", "retry_after", "run", "unlimited"
 ]  # fmt: skip

@@ -4,7 +4,6 @@ Each pool renders one whole set of engine options. Sets are never merged: a `poo
 TypeError, and a dict shared between two engines leaks one driver's arguments into the other.
 """
 
-import contextlib
 import functools
 import inspect
 import os
@@ -13,21 +12,19 @@ import select
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.engine import URL, Engine, ExceptionContext
 from sqlalchemy.engine.default import DefaultDialect as Dialect
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from flask_pooling import metrics, urls
 from flask_pooling.errors import READ_ONLY_SQL_TRANSACTION
 from flask_pooling.process import CLI, WEB
-from flask_pooling.settings import Settings, SettingsError
+from flask_pooling.settings import Settings
 
 SQLITE_BUSY_SECONDS = 5
 
@@ -49,42 +46,27 @@ LONGEST_APPLICATION_NAME = 63  # Postgres cuts it there
 SKIPS_ROLLBACK = "skip_autocommit_rollback" in inspect.signature(Dialect.__init__).parameters  # since SQLAlchemy 2.0.43
 
 
-@dataclass(frozen=True)
 class NullPool:
     """A connection for each use: tests, and processes that the plan does not count."""
 
-    @classmethod
-    def of(cls, settings: Settings, process: str) -> Self:
-        return cls()
-
-    def engine_options(self) -> dict[str, Any]:
+    @staticmethod
+    def engine_options(settings: Settings, process: str) -> dict[str, Any]:
         return {"poolclass": sa.NullPool}
 
 
-@dataclass(frozen=True, kw_only=True)
 class QueuePool:
     """Connections that are kept: one for each thread of a web worker, or a job's share. The one that was used last is
     lent first (LIFO). One that is older than DB_MAX_LIFETIME is replaced when it is lent again."""
 
-    size: int
-    max_overflow: int
-    timeout_seconds: float
-
-    @classmethod
-    def of(cls, settings: Settings, process: str) -> Self:
-        """Make the pool that the plan gives to this kind of process."""
-        if process in settings.app_jobs:
-            size, max_overflow = settings.app_jobs[process].connections, 0
-        else:
-            size, max_overflow = settings.plan.pool_size, settings.plan.max_overflow
-        return cls(size=size, max_overflow=max_overflow, timeout_seconds=settings.db_pool_timeout)
-
-    def engine_options(self) -> dict[str, Any]:
+    @staticmethod
+    def engine_options(settings: Settings, process: str) -> dict[str, Any]:
+        """Return the pool that the plan gives to this kind of process."""
+        job = settings.app_jobs.get(process)
         return {
             "poolclass": metrics.QueuePool,
-            "pool_size": self.size,
-            "max_overflow": self.max_overflow,
-            "pool_timeout": self.timeout_seconds,
+            "pool_size": job.connections if job else settings.plan.pool_size,
+            "max_overflow": 0 if job else settings.plan.max_overflow,
+            "pool_timeout": settings.db_pool_timeout,
             "pool_use_lifo": True,
         }
 
@@ -103,7 +85,7 @@ def engine_options(
     """
     if pool is None:
         pool = NullPool if process == CLI else QueuePool
-    options = pool.of(settings, process).engine_options()
+    options = pool.engine_options(settings, process)
     url = sa.make_url(url)
     if url.get_backend_name() == "postgresql":
         options["connect_args"] = _postgres_arguments(settings, url, process)
@@ -117,24 +99,26 @@ def engine_options(
 
 def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str, Any]:
     said = urls.said(url)
+    hosts = url.query.get("host") or url.host or said.get("host") or ""
+    has_several_hosts = "," in hosts if isinstance(hosts, str) else len(hosts) > 1
     arguments: dict[str, Any] = {
         "client_encoding": "utf8",  # a database in SQL_ASCII would make psycopg answer in bytes
         "connect_timeout": settings.db_connect_timeout,
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
-        "target_session_attrs": "primary",  # see _prefer_a_server_that_takes_writes
+        # Never a standby. A provider makes a primary read-only when its disk is full: another server that takes writes
+        # is used then, and if there is no other, reads are still served.
+        "target_session_attrs": "read-write" if has_several_hosts else "primary",
         **KEEPALIVES,
     }
     if "db_connect_timeout" in settings.model_fields_set and "connect_timeout" not in url.query:
         said.pop("connect_timeout", None)  # DB_CONNECT_TIMEOUT is for this service, PGCONNECT_TIMEOUT for every client
     arguments |= {name: said[name] for name in arguments.keys() & said.keys()}
-    arguments["application_name"] = application_name(settings, process, url)
+    arguments["application_name"] = name_of(process, said.get("application_name") or settings.service_name)
     if settings.db_pooler == "pgbouncer":
         # A statement that was prepared on one server connection is unknown to the next one. Startup options are refused
         # (before PgBouncer 1.20), or would apply to the next client of the server connection.
         arguments["prepare_threshold"] = None
         return arguments
-    if process == WEB and (problems := [*urls.limits_in_options(said.get("options", ""), "PGOPTIONS")]):
-        raise SettingsError(problems)
     limits = time_limits(settings) if process == WEB else {}
     limits |= {"client_connection_check_interval": CLIENT_CONNECTION_CHECK_MS}
     limits |= {server_side: arguments[name] for server_side, name in SERVER_SIDE.items()}
@@ -143,17 +127,8 @@ def _postgres_arguments(settings: Settings, url: URL, process: str) -> dict[str,
     return arguments
 
 
-def application_name(settings: Settings, process: str, url: URL) -> str:
-    """Return the application_name of our connections: the service's name, unless the URL or PGAPPNAME has another one.
-    A process that is no web worker adds its kind: `service/worker`."""
-    return name_of(process, base_name(settings, url))
-
-
-def base_name(settings: Settings, url: URL) -> str:
-    return urls.said(url).get("application_name") or settings.service_name
-
-
 def name_of(process: str, name: str) -> str:
+    """Return the application_name of a process. One that is no web worker adds its kind: `service/worker`."""
     return (name if process == WEB else f"{name}/{process}")[:LONGEST_APPLICATION_NAME]
 
 
@@ -184,9 +159,6 @@ def watch(engine: Engine, settings: Settings, process: str, *, is_own: bool = Tr
             event.listen(engine, "connect", _pragma("journal_mode = WAL"))
     if engine.dialect.name != "postgresql":
         return
-    if "target_session_attrs" not in urls.said(engine.url):
-        # Not a listener for do_connect, which would end the round before those of the app: they fetch a password.
-        engine.dialect.connect = _prefer_a_server_that_takes_writes(engine.dialect.connect)  # type: ignore[method-assign]
     event.listen(engine, "handle_error", _disconnect_when_read_only)
     if settings.db_pooler == "pgbouncer":
         limits = _pooled[engine.dialect] = PooledLimits(settings, process)
@@ -273,40 +245,19 @@ def _answers(connection: "psycopg.Connection[Any]") -> bool:
     return True
 
 
-def _prefer_a_server_that_takes_writes(connect: Callable[..., DBAPIConnection]) -> Callable[..., DBAPIConnection]:
-    """Connect to a primary, never to a standby. A provider makes a primary read-only when its disk is full: then
-    another server that takes writes is preferred, and if there is none, reads are still served."""
-
-    def connect_to_it(*args: Any, **parameters: Any) -> DBAPIConnection:
-        connection = connect(*args, **parameters)
-        if _says(connection, "default_transaction_read_only") == "on":
-            connection.close()  # first: the plan has no second one to spare
-            with contextlib.suppress(psycopg.OperationalError):
-                return connect(*args, **parameters | {"target_session_attrs": "read-write"})
-            connection = connect(*args, **parameters)
-            _only_reads.add(connection)
-        return connection
-
-    return connect_to_it
-
-
 def _disconnect_when_read_only(context: ExceptionContext) -> None:
     """Treat a refused write as a disconnect: after a failover the old primary accepts connections and refuses writes
-    for ever. The pool reconnects, to the server that takes writes. If there was none, only this connection is
-    replaced."""
+    for ever. The pool reconnects, to the server that takes writes. If it is no standby but a primary that is read-only,
+    only this connection is replaced, and readers keep theirs."""
     if getattr(context.original_exception, "sqlstate", None) != READ_ONLY_SQL_TRANSACTION or not context.connection:
         return
-    driver = context.connection.connection.dbapi_connection
-    if {_says(driver, "in_hot_standby"), _says(driver, "default_transaction_read_only")} == {"off"}:
+    driver: Any = context.connection.connection.dbapi_connection
+    # What the server has reported without being asked (since Postgres 14).
+    standby, read_only = map(driver.info.parameter_status, ("in_hot_standby", "default_transaction_read_only"))
+    if (standby, read_only) == ("off", "off"):
         return  # the server takes writes: the app had begun a read-only transaction
     context.is_disconnect = True
-    context.invalidate_pool_on_disconnect = driver not in _only_reads
-
-
-def _says(connection: Any, name: str) -> str | None:
-    """Return a setting that the server reports without being asked (since Postgres 14)."""
-    said: str | None = connection.info.parameter_status(name)
-    return said
+    context.invalidate_pool_on_disconnect = standby != "off"
 
 
 def _pragma(setting: str) -> Callable[[Any, ConnectionPoolEntry], None]:
@@ -314,7 +265,6 @@ def _pragma(setting: str) -> Callable[[Any, ConnectionPoolEntry], None]:
     return lambda connection, record: connection.execute(f"PRAGMA {setting}").close()
 
 
-_only_reads: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 # By the dialect, which an engine shares with those that are made from it by execution_options.
 _pooled: "weakref.WeakKeyDictionary[Any, PooledLimits]" = weakref.WeakKeyDictionary()

@@ -105,7 +105,7 @@ def init_app(
         served.extensions["flask_pooling"] = known
         for blueprint in (health.bp, metrics.bp, page.bp):
             served.register_blueprint(blueprint)
-    app.wsgi_app = middleware.Measured(app, settings)  # type: ignore[method-assign]  # as Flask's manual does it
+    app.wsgi_app = middleware.Measured(app)  # type: ignore[method-assign]  # as Flask's manual does it
     if settings.refuses_strangers and not processes.has_the_plan(kind):
         app.before_request(middleware.refuse_without_the_plan)
     cli.register(app, type(settings))

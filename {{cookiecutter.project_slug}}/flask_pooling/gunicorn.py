@@ -6,7 +6,6 @@ gunicorn.conf.py calls :func:`configure`, which sets the numbers of the plan and
 import atexit
 import contextlib
 import ctypes
-import errno
 import functools
 import gc
 import itertools
@@ -125,22 +124,13 @@ class Hooks:
         self.listener: socket.socket | None = None
         self.was_away: list[tuple[Plan, Engine, str]] = []  # at the start
         self.numbers: set[int] = set()
-        self.folder: Path | None = None
         self.joined: dict[str, Callable[..., Any]] = {}
         process.in_gunicorn = True
-        if (given := os.environ.get(metrics.DIRECTORY)) is not None:
-            if not os.path.isdir(given):
-                sys.exit(f"{metrics.DIRECTORY}={given!r}: is not a folder; make it, or do not set the variable")
-            for left in Path(given).glob("gauge_live*.db"):  # of a master that was killed
-                left.unlink()
-            metrics.keep_in(Path(given))
-        else:
-            name = f"metrics-{settings.service_name}-"
-            # Other folders are left alone: their process may live in another container that shares this memory.
-            self.folder = Path(tempfile.mkdtemp(prefix=name, dir=shared_memory()))
-            metrics.keep_in(self.folder)
-            self.owner = os.getpid()
-            atexit.register(self._remove_the_folder)  # a start that is refused has no on_exit
+        # Other folders are left alone: their process may live in another container that shares this memory.
+        self.folder = Path(tempfile.mkdtemp(prefix=f"metrics-{settings.service_name}-", dir=shared_memory()))
+        metrics.keep_in(self.folder)
+        self.owner = os.getpid()
+        atexit.register(self._remove_the_folder)  # a start that is refused has no on_exit
 
     # --- beside the hooks of gunicorn.conf.py ------------------------------------------------------------------------
 
@@ -169,19 +159,22 @@ class Hooks:
         """Check, before anything is served, that gunicorn has the plan's numbers and the plan fits the database."""
         self.join_later_ones(server)
         self._refuse_what_is_not_planned(server)
-        self._refuse_a_port_in_use(server)
         self._check_the_budget(server)
         empty_pools(close=True)  # the master's own connection would come on top of the workers'
-        if self.settings.probe_port:
-            self.listener = probes.listen(self.settings.web_host, self.settings.probe_port)
         self.owner = os.getpid()  # as a daemon, gunicorn has another process id by now
-        if self.folder and os.geteuid() == 0:  # workers of another user write there
+        if os.geteuid() == 0:  # workers of another user write there
             for path in (self.folder, *self.folder.iterdir()):
                 os.chown(path, server.cfg.uid, server.cfg.gid)
 
     def when_ready(self, server: Any) -> None:
-        """Refuse the signals that break the plan, and freeze the objects that all workers share: the garbage collector
-        would touch them, and each worker would then have a copy of that memory."""
+        """Open the port of the probes, now that gunicorn has its own. Refuse the signals that break the plan. Freeze
+        the objects that all workers share: the garbage collector would touch them, and each worker would then have a
+        copy of that memory."""
+        if port := self.settings.probe_port:
+            try:
+                self.listener = probes.listen(self.settings.web_host, port)
+            except OSError as error:
+                sys.exit(f"WEB_PROBE_PORT={port}: {error.strerror}; set it to a free port")
         for number, why in REFUSED.items():
             signal.signal(number, _refuse(server, why))
         by_fd = any(isinstance(address, int) for address in server.cfg.address)  # fd://3
@@ -191,9 +184,8 @@ class Hooks:
         gc.freeze()
         for plan in self.settings.plan.servers.values():
             log.info("plan: %s", plan.named(plan.sum))
-        probed = f", probes and metrics on port {self.settings.probe_port}" if self.settings.probe_port else ""
-        where = ", ".join(_url(address) for address in server.cfg.address)
-        log.info("%s serves on %s%s; Ctrl-C stops it", self.settings.service_name, where, probed)
+        probed = f", with probes and metrics on port {port}" if port else ""
+        log.info("%s is starting%s; Ctrl-C stops it", self.settings.service_name, probed)
 
     def pre_fork(self, server: Any, worker: Any) -> None:
         """Number the worker, so that its metrics go into its predecessor's file."""
@@ -210,7 +202,7 @@ class Hooks:
         self._remove_the_folder()
 
     def _remove_the_folder(self) -> None:
-        if self.folder and self.owner == os.getpid():  # not in a worker, which inherits this
+        if self.owner == os.getpid():  # not in a worker, which inherits this
             shutil.rmtree(self.folder, ignore_errors=True)
 
     # --- in a worker -------------------------------------------------------------------------------------------------
@@ -261,8 +253,7 @@ class Hooks:
         for name, (planned, variable) in self.fixed.items():
             given = server.cfg.settings[name].get()
             if given != planned:
-                takes = type(self.settings).takes(variable, str(given))
-                how = f"set {variable}={given} instead" if takes else "leave it out"
+                how = f"leave it out; {variable} changes it on both sides of the sum"
                 sys.exit(f"{name}={given}, in gunicorn.conf.py or as an option: the plan says {planned}; {how}")
         if not server.cfg.preload_app and self.settings.in_production:
             sys.exit("preload_app=False: the app must be loaded first, so that its database is checked; leave it out")
@@ -280,22 +271,6 @@ class Hooks:
             for rule in each.app.url_map.iter_rules():
                 if rule.rule in paths and not rule.endpoint.startswith("pooling_"):
                     log.warning("the view %r at %s is not called: the path is flask_pooling's", rule.endpoint, rule)
-
-    def _refuse_a_port_in_use(self, server: Any) -> None:
-        """Refuse at once. gunicorn would retry for five seconds and then say "Can't connect"."""
-        wanted = []
-        if not self.sockets_are_inherited:
-            wanted = [(address, "PORT") for address in server.cfg.address if isinstance(address, tuple)]
-        if self.settings.probe_port:
-            wanted.append(((self.settings.web_host, self.settings.probe_port), "WEB_PROBE_PORT"))
-        for (host, port), variable in wanted:
-            try:
-                probes.bind(host, port).close()  # it does not listen, so no client can connect yet
-            except OSError as error:
-                place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                if error.errno == errno.EADDRINUSE:
-                    sys.exit(f"{place} is in use; set {variable} to a free port")
-                sys.exit(f"cannot listen on {place}: {os.strerror(error.errno or 0)}; set WEB_HOST or {variable}")
 
     def _check_the_budget(self, server: Any) -> None:
         mode = self.settings.db_budget_check
@@ -384,14 +359,6 @@ def finish_on_ctrl_c() -> None:
     hold, and the worker would then hang until it is killed. The one for SIGTERM takes no lock."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-
-
-def _url(address: Any) -> str:
-    """Write an address as a browser takes it, and the path of a Unix socket as it is."""
-    if not isinstance(address, tuple):
-        return str(address)
-    host = "127.0.0.1" if address[0] in {"0.0.0.0", "::"} else address[0]  # noqa: S104
-    return f"http://[{host}]:{address[1]}" if ":" in host else f"http://{host}:{address[1]}"
 
 
 def _backlog(sockets: Any) -> float:

@@ -53,9 +53,6 @@ class Metrics:
             ["method", "endpoint", "status"],
             buckets=SECONDS,
         )
-        self.queue = Histogram(
-            "http_queue_seconds", "Time from the proxy's X-Request-Start until a thread was free.", buckets=SECONDS
-        )
         self.backlog = _gauge("web_backlog", "Connections that wait to be accepted.", "livemostrecent")
         self.slots = _gauge("web_slots", "Requests that can be served at once.")
         self.slots_busy = _gauge("web_slots_busy", "Requests that are being served now.")

@@ -3,7 +3,6 @@ plan."""
 
 import io
 import logging
-import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,14 +16,10 @@ from werkzeug.wsgi import FileWrapper
 
 from flask_pooling import process, watchdog
 from flask_pooling.metrics import metrics
-from flask_pooling.settings import Settings
 
 log = logging.getLogger(__name__)
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-REQUEST_START = re.compile(r"(?:t=)?([0-9]{10,16}(?:\.[0-9]{1,9})?)")
-YEAR_5138 = 1e11  # in seconds; a larger number has another unit
-WRONG_SECONDS = 3600
 # Bytes after which progress is noted, of a request's body and of an answer's.
 RECEIVED = 1024
 SENT = 64 * 1024
@@ -39,22 +34,12 @@ def refuse_without_the_plan() -> None:
     raise ServiceUnavailable(f"This server was not started with gunicorn.conf.py: {how}.")
 
 
-def queue_seconds(header: str, now: float) -> float | None:
-    """Return how long ago a proxy took the request, by its X-Request-Start: seconds (nginx: `t=1700000000.123`),
-    milliseconds (Heroku) or microseconds (Apache). None if it is no time, or the time of a wrong clock."""
-    found = REQUEST_START.fullmatch(header)
-    began = float(found[1]) if found else 0
-    while began > YEAR_5138:
-        began /= 1000
-    return max(0.0, now - began) if abs(now - began) < WRONG_SECONDS else None
-
-
 class Measured:
     """Measures the time until an answer begins. It is around the Flask app, so that it sees every answer."""
 
-    def __init__(self, app: Flask, settings: Settings) -> None:
+    def __init__(self, app: Flask) -> None:
         self.app: WSGIApplication = app.wsgi_app
-        self.views, self.behind_a_proxy = app.view_functions, settings.web_trusted_proxies > 0
+        self.views = app.view_functions
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         started = time.perf_counter()
@@ -68,10 +53,6 @@ class Measured:
             metrics().requests_of(method, endpoint, int(status[:3])).observe(time.perf_counter() - started)
             return start_response(status, headers, *error)
 
-        if self.behind_a_proxy and (header := environ.get("HTTP_X_REQUEST_START")):
-            waited = queue_seconds(header, time.time())
-            if waited is not None:
-                metrics().queue.observe(waited)
         outside = watchdog.in_flight.get(threading.get_ident())
         if outside and outside.views is None:  # a middleware around the app may have given it another environ
             outside.environ, outside.views = environ, self.views

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 
 from flask_pooling import engine, urls
 from flask_pooling.process import CLI, WEB
-from flask_pooling.settings import Settings, SettingsError
+from flask_pooling.settings import Settings
 
 Pools = tuple[type[engine.NullPool] | type[engine.QueuePool], type[engine.NullPool] | type[engine.QueuePool]]
 
@@ -74,17 +74,8 @@ def merge(app: Flask, db: SQLAlchemy, settings: Settings, process: str, pools: P
             merged.problems.append(f"{'SQLALCHEMY_DATABASE_URI' if key is None else where}: {error}")
             continue
         told = _told(url, theirs) if is_postgres else url
-        if is_postgres:
-            connect = settings.db_connect_timeout if "db_connect_timeout" in settings.model_fields_set else None
-            if found := [*urls.problems(told, where, connect=connect, wait=settings.db_pool_timeout)]:
-                merged.problems += found
-                continue
         pool = (pools or (engine.QueuePool, engine.NullPool))[process == CLI]
-        try:
-            ours = engine.engine_options(settings, told, process=process, pool=pool)
-        except SettingsError as error:  # PGOPTIONS
-            merged.problems += error.problems
-            continue
+        ours = engine.engine_options(settings, told, process=process, pool=pool)
         merged.problems += _refused(theirs, ours, where, process)
         left = PLANNED if "pool_size" in ours else PLANNED | OF_A_QUEUE
         kept = {name: value for name, value in theirs.items() if name not in left}
@@ -92,7 +83,7 @@ def merge(app: Flask, db: SQLAlchemy, settings: Settings, process: str, pools: P
         arguments = {**both[not is_postgres], **both[is_postgres]}
         merged.options[key] = {**ours, **kept, "connect_args": arguments, "url": url}
         merged.watched.add(key)
-        merged.names[key] = engine.base_name(settings, told)
+        merged.names[key] = urls.said(told).get("application_name") or settings.service_name
     return merged
 
 

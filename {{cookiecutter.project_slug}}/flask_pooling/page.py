@@ -13,8 +13,8 @@ from flask_pooling.sizing import SUPERUSER_RESERVED
 
 # The metrics that are drawn.
 SUMS = (
-    *("web_slots", "web_slots_busy", "web_slots_over_limit", "web_backlog", "http_queue_seconds_count"),
-    *("http_queue_seconds_sum", "db_connections_open", "db_pool_checked_out", "db_pool_capacity"),
+    *("web_slots", "web_slots_busy", "web_slots_over_limit", "web_backlog", "db_connections_open"),
+    *("db_pool_checked_out", "db_pool_capacity"),
     *("db_pool_wait_seconds_count", "db_pool_wait_seconds_sum", "db_pool_timeouts_total"),
     *("web_requests_over_limit_total", "web_workers_replaced_total"),
 )

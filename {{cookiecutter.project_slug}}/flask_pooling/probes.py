@@ -16,28 +16,15 @@ BACKLOG = 64
 CLIENT_SECONDS = 5
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that has this address, and does not listen yet.
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket that all workers accept on: in the master, before the workers are forked.
 
     :raises OSError: the address is in use, or is not this machine's.
     """
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if bound.family == socket.AF_INET6 and socket.has_dualstack_ipv6():  # as gunicorn's: `::` is IPv4, too
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
-        bound.bind((host, port))
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Make the socket that all workers accept on, in the master before they are forked."""
-    listener = bind(host, port)
-    listener.listen(BACKLOG)
-    listener.setblocking(False)  # all workers wake up for a probe and one gets it; the others must not block
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    dual = host == "::" and socket.has_dualstack_ipv6()  # as gunicorn's: `::` is IPv4, too
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual)
+    listener.setblocking(False)  # all workers wake up for a probe, one gets it, and the others must not block
     return listener
 
 

@@ -15,20 +15,12 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings import SettingsError as NoJson
 from sqlalchemy.engine import URL
 
-from flask_pooling import machine, sizing, urls
+from flask_pooling import machine, sizing
 from flask_pooling.urls import database_url
 
 # Flask-SQLAlchemy has ignored these since 3.0, and guides still set them.
@@ -46,14 +38,8 @@ PLANNED_WITH = {"max_connections": "db_max_connections", "instances": "app_insta
 PLANNED_WITH |= {name: f"db_{name}" for name in ("pool_size", "max_overflow", "pooler", "poolers", "binds")}
 PLANNED_WITH |= {name: f"web_{name}" for name in ("threads", "worker_class", "worker_memory_mib")}
 PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurrency", "bind_servers": "db_bind_servers"}
-SECRET = re.compile("SECRET|PASS|PWD|TOKEN|KEY|URL|DSN|CRED|AUTH|PRIVATE|CERT|SALT")
-# Kubernetes gives every container the address of every service: WEB_PROD_PORT=tcp://10.0.0.1:80.
-INJECTED = re.compile(r"(tcp|udp|sctp)://")
-PREFIXES = ("APP_", "DB_", "WEB_")
-# How similar two names must be, by difflib. Above the first, about a letter of ten is wrong or missing, and the name is
-# refused. Above the second it is a warning.
-MISSPELT, LIKE = 0.93, 0.85
-OFTEN_INJECTED = ("_PORT", "_HOST", "_ID", "_NAME")  # so these need a closer match to be warned of
+# How similar two names are, by difflib. A name with one letter of twenty wrong or missing can be nothing else.
+MISSPELT, LIKE = 0.95, 0.9
 
 log = logging.getLogger(__name__)
 
@@ -72,20 +58,6 @@ class SettingsError(RuntimeError):
 
 
 # --- types of values -------------------------------------------------------------------------------------------------
-
-
-def _digits(value: Any) -> Any:
-    """Take digits alone. int() would also take " 5", "+5" and "1_000"."""
-    if isinstance(value, str) and not re.fullmatch("[0-9]{1,18}", value):
-        raise ValueError("is not a whole number")
-    return value
-
-
-def _decimal(value: Any) -> Any:
-    """Take a decimal number alone. float() would also take "1e3", "nan" and "inf"."""
-    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        raise ValueError("is not a number of seconds")
-    return value
 
 
 def _jobs(value: Any) -> Any:
@@ -121,31 +93,14 @@ def _bind_servers(value: Any) -> Any:
 
 def _address(value: str) -> str:
     """Take an address or a host name. An IPv6 address may have brackets: `::` and `[::]`."""
-    address = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
     with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(address))
+        return str(ipaddress.ip_address(value.removeprefix("[").removesuffix("]")))
     if not re.fullmatch(r"[\w.-]+", value):
         raise ValueError("is not an address; the port is set by PORT")
     return value
 
 
-def _has_something_around_it(value: str) -> bool:
-    """Return whether a file, a form or `docker run --env-file` has left a line break, quotes or a byte order mark. A
-    text of several lines, such as a key, may end in a line break."""
-    first, last = value[:1], value[-1:]
-    if "\n" in value.strip():
-        return False
-    quoted = len(value) > 1 and first == last and first in "'\"`"
-    return quoted or value != value.strip() or not (first + last).isprintable()
-
-
-def _not_injected(value: Any) -> Any:
-    """Ignore an address: Kubernetes sets WEB_PROBE_PORT for a Service that is called web-probe."""
-    return None if isinstance(value, str) and INJECTED.match(value) else value
-
-
-Whole = Annotated[int, BeforeValidator(_digits)]
-Seconds = Annotated[float, BeforeValidator(_decimal), Field(ge=0.1, le=86_400)]
+Seconds = Annotated[float, Field(ge=0.1, le=86_400)]
 Jobs = Annotated[Mapping[str, sizing.Job], NoDecode, BeforeValidator(_jobs)]
 BindServers = Annotated[Mapping[str, sizing.BindServer], NoDecode, BeforeValidator(_bind_servers)]
 DatabaseUrl = Annotated[URL, NoDecode, BeforeValidator(database_url)]
@@ -175,34 +130,34 @@ class Settings(BaseSettings):
     _name: str = PrivateAttr("flask")
 
     app_job: str | None = Field(None, pattern="^[a-z][a-z0-9_-]*$")
-    app_instances: Whole = Field(2, ge=1, le=262_143)
+    app_instances: int = Field(2, ge=1, le=262_143)
     app_jobs: Jobs = Field(default_factory=dict)
-    port: Whole = Field(8000, ge=1, le=MAX_PORT)
+    port: int = Field(8000, ge=1, le=MAX_PORT - 1)  # the next one is the probes'
 
-    db_max_connections: Whole = Field(100, ge=1, le=262_143)  # Postgres's own maximum
-    db_reserved_connections: Whole = Field(sizing.DEFAULT_RESERVED, ge=0, le=100_000)
-    db_binds: Whole = Field(0, ge=0, le=100)
+    db_max_connections: int = Field(100, ge=1, le=262_143)  # Postgres's own maximum
+    db_reserved_connections: int = Field(sizing.DEFAULT_RESERVED, ge=0, le=100_000)
+    db_binds: int = Field(0, ge=0, le=100)
     db_bind_servers: BindServers = Field(default_factory=dict)
-    db_pool_size: Whole | None = Field(None, ge=1, le=1000)  # 0 would mean "without limit" to SQLAlchemy
-    db_max_overflow: Whole = Field(0, ge=0, le=1000)
-    db_connect_timeout: Whole = Field(3, ge=2, le=60)  # libpq takes whole seconds, and 1 as 2
+    db_pool_size: int | None = Field(None, ge=1, le=1000)  # 0 would mean "without limit" to SQLAlchemy
+    db_max_overflow: int = Field(0, ge=0, le=1000)
+    db_connect_timeout: int = Field(3, ge=2, le=60)  # libpq takes whole seconds, and 1 as 2
     db_pool_timeout: Seconds = 5
     db_statement_timeout: Seconds = 15
     db_max_lifetime: Seconds = 1800
-    db_hold_warning: Annotated[float, BeforeValidator(_decimal), Field(ge=0, le=86_400)] = 2  # 0: none
+    db_hold_warning: float = Field(2, ge=0, le=86_400)  # 0: none
     db_pooler: Literal["none", "pgbouncer"] = "none"
-    db_poolers: Whole = Field(1, ge=1, le=1000)
+    db_poolers: int = Field(1, ge=1, le=1000)
     db_budget_check: Literal["enforce", "warn", "off"] = "enforce"
 
-    web_concurrency: Whole | None = Field(None, ge=1, le=1000)
-    web_threads: Whole | None = Field(None, ge=1, le=1000)
+    web_concurrency: int | None = Field(None, ge=1, le=1000)
+    web_threads: int | None = Field(None, ge=1, le=1000)
     web_worker_class: Literal["gthread", "sync"] = "gthread"
-    web_worker_memory_mib: Whole = Field(sizing.DEFAULT_WORKER_MEMORY_MIB, ge=1, le=100_000)
-    web_timeout: Whole = Field(30, ge=1, le=3600)
-    web_graceful_timeout: Whole = Field(30, ge=1, le=3600)
-    web_trusted_proxies: Whole = Field(0, ge=0, le=10)
+    web_worker_memory_mib: int = Field(sizing.DEFAULT_WORKER_MEMORY_MIB, ge=1, le=100_000)
+    web_timeout: int = Field(30, ge=1, le=3600)
+    web_graceful_timeout: int = Field(30, ge=1, le=3600)
+    web_trusted_proxies: int = Field(0, ge=0, le=10)
     web_host: Address = "127.0.0.1"
-    web_probe_port: Annotated[Whole | None, BeforeValidator(_not_injected)] = Field(None, ge=0, le=MAX_PORT)
+    web_probe_port: int | None = Field(None, ge=0, le=MAX_PORT)
 
     @classmethod
     def load(cls, *, name: str = "flask", numbers_only: bool = False, **given: Any) -> Self:
@@ -216,77 +171,38 @@ class Settings(BaseSettings):
         """
         environ = {variable.upper(): value for variable, value in cls.environment().items() if value}
         problems = [*(dead_keys(environ) if cls.strict else ()), *_misspelt(environ, cls)]
-        wrong: dict[str, Any] = {}
+        wrong: set[str] = set()
         try:
             settings = cls(**given)
         except NoJson as error:  # in a list or a model of the app's own
             raise SettingsError([*problems, str(error)]) from None
         except ValidationError as error:
-            # An error of a validator for the whole model belongs to no field.
-            problems += [_reason(found) for found in error.errors() if not found["loc"]]
-            wrong = {str(found["loc"][0]): found for found in error.errors() if found["loc"]}
-            told = [field for field in wrong if field in Settings.model_fields or not numbers_only]
-            problems += [_problem(cls, field, environ, wrong[field]) for field in told]
-            # Values that depend on each other are checked with defaults in the place of the wrong ones.
-            defaults = {
-                field: cls.model_fields[field].get_default(call_default_factory=True)
-                for field in wrong.keys() & cls.model_fields.keys()
-            }
+            told = [found for found in error.errors() if not (numbers_only and _is_the_apps(found))]
+            problems += [_problem(cls, found, environ) for found in told]
+            # What depends on other values is looked at with the defaults in the place of those that are wrong.
+            wrong = {str(found["loc"][0]) for found in error.errors() if found["loc"]}
+            fields = cls.model_fields
+            defaults = {name: fields[name].get_default(call_default_factory=True) for name in wrong & fields.keys()}
             try:
                 settings = cls(**given | defaults)
             except ValidationError:  # one of them has no default
-                problems = problems or [_problem(cls, field, environ, wrong[field]) for field in wrong]
-                raise SettingsError(problems) from None
+                raise SettingsError(problems or [_problem(cls, found, environ) for found in error.errors()]) from None
         settings._name = name
         if not numbers_only:
-            said = [field.upper() for field in wrong]
-            problems += [found for found in settings.problems() if not any(field in found for field in said)]
+            problems += [said for said in settings.problems() if not any(name.upper() in said for name in wrong)]
         if problems:
             raise SettingsError(problems)
         return settings
-
-    @classmethod
-    def takes(cls, variable: str, value: str) -> bool:
-        """Return whether a setting would take this value. APP_INSTANCE=i-0abc is another program's."""
-        field = cls.model_fields[variable.lower()].rebuild_annotation()
-        try:
-            TypeAdapter(field, config={"arbitrary_types_allowed": True}).validate_python(value)
-        except ValidationError:
-            return False
-        return True
 
     @classmethod
     def environment(cls) -> Mapping[str, str]:
         """Return the variables that are set. A class that reads more than the environment overrides this."""
         return os.environ
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _bare(cls, value: Any) -> Any:
-        if isinstance(value, str) and _has_something_around_it(value):
-            raise ValueError("begins or ends with whitespace, a quote or an invisible character; remove it")
-        return value
-
     def problems(self) -> Iterator[str]:
-        """Name the values that are right one by one, but not together. A class that derives from this adds its own."""
-        yield from self._broken_ladder()
-        if self.probe_port == self.port:
-            yield f"WEB_PROBE_PORT={self.probe_port}: must be another port than PORT"
-        if self.probe_port > MAX_PORT:
-            yield f"PORT={self.port}: leaves no port after it for the probes; set WEB_PROBE_PORT"
-        connect = self.db_connect_timeout if "db_connect_timeout" in self.model_fields_set else None
-        for name in type(self).model_fields:
-            if isinstance(url := getattr(self, name), URL) and url.get_backend_name() == "postgresql":
-                yield from urls.problems(url, name.upper(), connect=connect, wait=self.db_pool_timeout)
-        try:
-            self.plan  # noqa: B018  # it is made, and kept
-        except sizing.TooLittleMemoryError:
-            pass  # gunicorn.conf.py asks for the plan, and a job in a small container needs none
-        except sizing.PlanError as error:
-            yield str(error)
-
-    def _broken_ladder(self) -> Iterator[str]:
-        """Name the waits that do not end before the one around them, which would give up on work that still runs."""
+        """What is wrong with values that are right one by one, but not together. A class that derives from this adds
+        its own."""
+        # Each wait must end before the one around it does, or the outer one gives up on work that still goes on.
         connect, wait, statement = self.db_connect_timeout, self.db_pool_timeout, self.db_statement_timeout
         if connect > wait:
             yield f"DB_CONNECT_TIMEOUT={connect:g} must be at most DB_POOL_TIMEOUT={wait:g}"
@@ -295,6 +211,12 @@ class Settings(BaseSettings):
         for name, outer in ("WEB_TIMEOUT", self.web_timeout), ("WEB_GRACEFUL_TIMEOUT", self.web_graceful_timeout):
             if statement >= outer:
                 yield f"DB_STATEMENT_TIMEOUT={statement:g} must be less than {name}={outer:g}"
+        try:
+            self.plan  # noqa: B018  # it is made, and kept
+        except sizing.TooLittleMemoryError:
+            pass  # gunicorn.conf.py asks for the plan, and a job in a small container needs none
+        except sizing.PlanError as error:
+            yield str(error)
 
     @cached_property
     def plan(self) -> sizing.Plan:
@@ -350,73 +272,50 @@ def dead_keys(names: Mapping[str, Any], options: Mapping[str, Any] | None = None
     for dead, living in DEAD_KEYS.items():
         if dead in names:
             why = f"Flask-SQLAlchemy has ignored this key since 3.0; set {living} in the environment"
-            said = f"{_named(dead, names[dead])}: {why}"
+            said = f"{dead}={names[dead]!r}: {why}"
             if str((options or {}).get(dead.removeprefix("SQLALCHEMY_").lower())) == str(names[dead]):
                 log.warning("%s", said)
             else:
                 yield said
 
 
-def _misspelt(given: Mapping[str, str], settings: type[Settings]) -> Iterator[str]:
-    """Name each variable that is almost one of our settings. Others pass: Kubernetes injects DB_PORT and the like.
+def _misspelt(environ: Mapping[str, str], settings: type[Settings]) -> Iterator[str]:
+    """Name each variable that is almost one of our settings.
 
-    If the class is strict, a name that can be nothing else is a problem. A less similar one is a warning.
+    If the class is strict, a name that can be nothing else is a problem, if its value is a number. A less similar one
+    is a warning, since other programs have settings, too.
     """
     known = [name.upper() for name in settings.model_fields]
-    for name, value in sorted(given.items()):
-        readable = name.strip("\ufeff \t\r")  # an editor may leave a byte order mark at the start of a file
-        if name in known or not readable.startswith(PREFIXES) or INJECTED.match(value):
+    for name in sorted(environ.keys() - known):
+        words = set(name.split("_"))
+        longer = [each for each in known if "DB" in words and words < set(each.split("_"))]  # DB_POOL: DB_POOL_SIZE
+        near = difflib.get_close_matches(name, known, n=1, cutoff=LIKE) or longer
+        if not near:
             continue
-        near = _nearest(readable, known)
-        if near is None:
-            continue
-        said = f"{_named(ascii(name)[1:-1], value, hide=_hides(settings, near.lower()))}: no such setting;"
-        said += f" did you mean {near}?"
-        if settings.strict and _alike(readable, near) >= MISSPELT and settings.takes(near, value):
+        said = f"{ascii(name)[1:-1]}: no such setting; did you mean {near[0]}?"
+        certain = difflib.get_close_matches(name, near, cutoff=MISSPELT) and environ[name].isdecimal()
+        if settings.strict and certain:
             yield said
         else:
             log.warning("%s", said)
 
 
-def _nearest(name: str, known: list[str]) -> str | None:
-    """Return the setting that a name may stand for: DB_POOL for DB_POOL_SIZE, WEB_TREADS for WEB_THREADS."""
-    injected = name.endswith(OFTEN_INJECTED)
-    words, of_its_kind = set(name.split("_")), [each for each in known if each[:3] == name[:3]]
-    longer = [each for each in of_its_kind if words < set(each.split("_")) and "DB" in words and not injected]
-    near = max(of_its_kind, key=lambda each: _alike(name, each), default="")
-    alike = _alike(name, near)
-    return longer[0] if longer and alike < MISSPELT else near if alike >= (MISSPELT if injected else LIKE) else None
+def _is_the_apps(found: Any) -> bool:
+    """Return whether the error is about a setting that an app has added."""
+    return bool(found["loc"]) and found["loc"][0] not in Settings.model_fields
 
 
-def _alike(one: str, other: str) -> float:
-    """Rate how similar two names are, from 0 to 1. Underscores and an S at the end make no difference."""
-    bare = [re.sub("[_-]|S$", "", each) for each in (one, other)]
-    return difflib.SequenceMatcher(a=bare[0], b=bare[1]).ratio()
-
-
-def _hides(settings: type[Settings], field: str) -> bool:
-    """Return whether a value is hidden: that of a setting of the app's own, unless it is a number or a choice."""
-    kind = settings.model_fields[field].annotation if field in settings.model_fields else None
-    is_shown = isinstance(kind, type) and issubclass(kind, int | float | StrEnum)
-    return field not in Settings.model_fields and not is_shown
-
-
-def _problem(settings: type[Settings], field: str, given: Mapping[str, str], found: Any) -> str:
+def _problem(settings: type[Settings], found: Any, environ: Mapping[str, str]) -> str:
+    """Write `NAME='value': what is wrong`, or `NAME=***` for what may be a secret: a setting of the app's own that is
+    no number and no choice, or a URL in the wrong variable."""
+    reason = str(found["msg"]).removeprefix("Value error, ")
+    if not found["loc"]:  # a validator of the whole model has said it
+        return reason
+    field, *parts = map(str, found["loc"])
+    name, value = field.upper(), environ.get(field.upper())
     if found["type"] == "missing":
-        return f"{field.upper()} is not set"
-    hide = _hides(settings, field)
-    of_it = "".join(f" {part}:" for part in found["loc"][1:] if hide)  # which of its fields
-    return f"{_named(field, given.get(field.upper()), hide=hide)}:{of_it} {_reason(found)}"
-
-
-def _named(name: str, value: Any, *, hide: bool = False) -> str:
-    """Write `NAME='value'`, or `NAME=***` for what may be a secret, such as a URL in the wrong variable."""
-    name = name.upper()
-    hide = hide or (bool(SECRET.search(name)) and name not in DEAD_KEYS)
-    return f"{name}=***" if hide or "@" in str(value) else f"{name}={value!r}"
-
-
-def _reason(found: Any) -> str:
-    text = str(found["msg"])
-    ours = text.removeprefix("Value error, ")  # which may begin with a name
-    return ours if ours != text else text[:1].lower() + text[1:]
+        return f"{name} is not set"
+    kind = settings.model_fields[field].annotation if field in settings.model_fields else None
+    is_harmless = not _is_the_apps(found) or (isinstance(kind, type) and issubclass(kind, int | float | StrEnum))
+    shown = repr(value) if is_harmless and "@" not in str(value) else "***"
+    return f"{name}={shown}: {''.join(f'{part}: ' for part in parts)}{reason}"

@@ -42,7 +42,6 @@ LIMITS = (
     *("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"),
     *("idle_session_timeout", "transaction_timeout"),
 )
-OUR_OWN = ("alembic_version", "pg_settings", "pg_catalog", "SET LOCAL lock_timeout")
 
 
 def configure(key: str | None, **more: Any) -> None:
@@ -123,46 +122,35 @@ def limit_the_wait(connection: Connection) -> None:
 
 
 class Progress:
-    """Notes which statements of the running migration are committed: those of an autocommit_block() or before a
-    commit."""
+    """Notes whether the running migration has committed something: by an autocommit_block() or a commit of its own."""
 
     def __init__(self, connection: Connection) -> None:
-        self.committed: list[list[str]] = []
-        self.open: list[str] = []
-        self.has_applied = False
+        self.has_committed = self.has_applied = False
         event.listen(connection, "after_cursor_execute", self.executed)
-        event.listen(connection, "commit", self.commit)
-        event.listen(connection, "rollback", lambda _: self.open.clear())
+        event.listen(connection, "commit", self.committed)
 
-    def executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if not any(each in statement for each in OUR_OWN):
-            self.open.append(" ".join(statement.split())[:60])
+    def executed(self, connection: Connection, cursor: Any, *_: Any) -> None:
         if cursor.connection.info.transaction_status == TransactionStatus.IDLE:
-            self.commit(connection)  # in an autocommit_block(), or after op.execute("COMMIT")
-            if not cursor.connection.autocommit:
+            self.committed(connection)
+            if not cursor.connection.autocommit:  # op.execute("COMMIT")
                 limit_the_wait(connection)
 
-    def commit(self, _: Connection) -> None:
-        if self.open:
-            self.committed.append(self.open)
-            self.open = []
+    def committed(self, _: Connection) -> None:
+        self.has_committed = True
 
     def applied(self) -> None:
-        self.committed, self.has_applied = [], True
+        self.has_committed, self.has_applied = False, True
 
     def may_be_tried_again(self, error: Exception) -> bool:
-        """Return whether nothing of the migration is committed. Otherwise add to the error what is."""
-        statement = getattr(error, "statement", "")
-        if statement is None:  # the last commit failed
-            self.committed = self.committed[:-1]
-        if stands := [each for transaction in self.committed for each in transaction]:
-            error.add_note(f"committed already, and not undone: {'; '.join(stands)}")
-        if concurrently := "CONCURRENTLY" in (statement or "").upper():
+        """Return whether nothing of the migration is committed. Otherwise say so in the error."""
+        if self.has_committed:
+            error.add_note("what the migration has done up to its last commit is not undone")
+        if "CONCURRENTLY" in (getattr(error, "statement", None) or "").upper():
             error.add_note("an index that was built CONCURRENTLY may be left, and is invalid: drop it")
         # A second +1 or -1 would count from the revision that this run has reached.
         relative = self.has_applied and set(str(context.get_revision_argument())) & set("+-")
         locked = isinstance(getattr(error, "orig", None), LockNotAvailable)
-        return locked and not (stands or concurrently or relative)
+        return locked and not (self.has_committed or relative)
 
 
 def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
