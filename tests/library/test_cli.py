@@ -76,7 +76,7 @@ def test_a_plan_that_does_not_fit_exits_with_1(plain: Flask) -> None:
     "words",
     [
         *(["--cpus", "0"], ["--cpus", "nan"], ["--instances", "-1"], ["--pooler", "pgpool"], ["--memory", "x"]),
-        *(["--jobs", "worker"], ["--poolers", "0"], ["--pool-size", "0"], ["--reserved", " 5"], ["--workers", "1_000"]),
+        *(["--jobs", "worker"], ["--poolers", "0"], ["--pool-size", "0"], ["--reserved", "x"], ["--workers", "1e3"]),
     ],
 )
 def test_options_that_make_no_sense_exit_with_2(plain: Flask, words: list[str]) -> None:

@@ -292,12 +292,12 @@ def _misspelt(environ: Mapping[str, str], settings: type[Settings]) -> Iterator[
         near = difflib.get_close_matches(name, known, n=1, cutoff=LIKE) or longer
         if not near:
             continue
-        said = f"{ascii(name)[1:-1]}: no such setting; did you mean {near[0]}?"
-        certain = difflib.get_close_matches(name, near, cutoff=MISSPELT) and environ[name].isdecimal()
-        if settings.strict and certain:
-            yield said
+        readable, said = ascii(name)[1:-1], f"no such setting; did you mean {near[0]}?"
+        is_number = environ[name].isdecimal()  # and so no secret
+        if settings.strict and is_number and difflib.get_close_matches(name, near, cutoff=MISSPELT):
+            yield f"{readable}={environ[name]!r}: {said}"
         else:
-            log.warning("%s", said)
+            log.warning("%s: %s", readable, said)
 
 
 def _is_the_apps(found: Any) -> bool:
