@@ -104,7 +104,8 @@ def test_misspelt_names_are_caught(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     refused = problems(monkeypatch, OfAnApp, **dict.fromkeys(misspelt, "5"))
     found = {re.split("[:=]", problem)[0] for problem in (*refused, *caplog.messages)}
     assert all("did you mean " in problem for problem in (*refused, *caplog.messages))
-    assert {problem.partition(":")[0] for problem in refused} >= {"APP_INSTANCE='5'", "DB_POOLSIZE='5'", "WEB_THREAD='5'"}
+    for name in ("APP_INSTANCE", "DB_POOLSIZE", "WEB_THREAD"):
+        assert any(problem.startswith(f"{name}='5': ") for problem in refused)
     assert len(refused) > 40
     assert len(set(misspelt) - found) < 12
 

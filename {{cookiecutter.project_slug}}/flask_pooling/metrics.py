@@ -148,11 +148,6 @@ def show() -> Response:
     return Response(generate_latest(registry()), content_type=CONTENT_TYPE_LATEST)
 
 
-def most(pool: sa.QueuePool) -> int:
-    """Return how many connections a pool may open. There is no public way to ask for its overflow."""
-    return pool.size() + pool._max_overflow
-
-
 class QueuePool(sa.QueuePool):
     """SQLAlchemy's pool, which also measures how long threads wait for a connection. There is no event for that."""
 
@@ -164,7 +159,8 @@ class QueuePool(sa.QueuePool):
     def connect(self) -> PoolProxiedConnection:
         if self.probe == threading.get_ident():
             return super().connect()
-        waits, began = self.checkedout() - (self.probe is not None) >= most(self), time.perf_counter()
+        most = self.size() + self._max_overflow  # there is no public way to ask for the overflow
+        waits, began = self.checkedout() - (self.probe is not None) >= most, time.perf_counter()
         try:
             return super().connect()
         except sa.exc.TimeoutError:
