@@ -79,6 +79,7 @@ def test_what_the_real_server_says(plain: Flask, statements: list[Any], transien
     engine = engine_of(plain)
     with superuser(engine.url.render_as_string(hide_password=False)) as admin:
         admin.execute(f"alter role {engine.url.username} set temp_file_limit = '1MB'")
+        engine.dispose()  # a connection that is open does not have it
         admin.autocommit = False
         admin.execute("lock table items")
         try:
