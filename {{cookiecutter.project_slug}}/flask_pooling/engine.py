@@ -72,11 +72,7 @@ class QueuePool:
 
 
 def engine_options(
-    settings: Settings,
-    url: str | URL,
-    *,
-    process: str = CLI,
-    pool: type[NullPool] | type[QueuePool] | None = None,
+    settings: Settings, url: str | URL, *, process: str = CLI, pool: type[NullPool] | type[QueuePool] | None = None
 ) -> dict[str, Any]:
     """Return a new and whole set of options for one engine: SQLALCHEMY_ENGINE_OPTIONS, or a bind's.
 

@@ -90,15 +90,9 @@ def init_app(
             asked[server] = engines[key], merged.names[key]
     # The port of the probes serves this app, without the owner's hooks: a guard for clients would turn probes away.
     alone = Flask("flask_pooling", static_folder=None)
+    prober = health.Prober(first)
     known = Pooling(
-        app=app,
-        db=db,
-        settings=settings,
-        process=kind,
-        first=first,
-        engines=asked,
-        prober=health.Prober(first),
-        probe_app=alone,
+        app=app, db=db, settings=settings, process=kind, first=first, engines=asked, prober=prober, probe_app=alone
     )
     registered.add(known)
     for served in (app, alone):

@@ -288,12 +288,10 @@ class Hooks:
                 server.log.warning("the plan cannot be compared with the database: %s; this is tried again", reason)
                 self.was_away.append((plan, engine, name))
                 continue
-            for warning in verdict.warnings:
-                server.log.warning("%s", warning)
             if verdict.problems and mode == "enforce":
                 sys.exit("\n".join(("the plan does not fit the database:", *verdict.problems)))
-            for problem in verdict.problems:
-                server.log.warning("%s", problem)
+            for each in (*verdict.problems, *verdict.warnings):
+                server.log.warning("%s", each)
 
     def _ask_again(self, plan: Plan, engine: Engine, name: str) -> None:
         """Ask until the database is back. A plan that does not fit is then an error in the log: a service that serves

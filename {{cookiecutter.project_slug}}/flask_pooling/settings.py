@@ -34,10 +34,13 @@ MAX_PORT = 65_535
 JOB = re.compile(r"([a-z][a-z0-9_-]{0,30})=([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 BIND_SERVER = re.compile(r"([\w.-]+(?:\+[\w.-]+)*)=([1-9][0-9]{0,5})(?::([0-9]{1,5}))?", re.ASCII)
 # The numbers of a plan, and the settings that they come from.
-PLANNED_WITH = {"max_connections": "db_max_connections", "instances": "app_instances", "jobs": "app_jobs"}
-PLANNED_WITH |= {name: f"db_{name}" for name in ("pool_size", "max_overflow", "pooler", "poolers", "binds")}
-PLANNED_WITH |= {name: f"web_{name}" for name in ("threads", "worker_class", "worker_memory_mib")}
-PLANNED_WITH |= {"reserved": "db_reserved_connections", "workers": "web_concurrency", "bind_servers": "db_bind_servers"}
+PLANNED_WITH = {
+    "instances": "app_instances", "jobs": "app_jobs", "max_connections": "db_max_connections",
+    "reserved": "db_reserved_connections", "binds": "db_binds", "bind_servers": "db_bind_servers",
+    "pool_size": "db_pool_size", "max_overflow": "db_max_overflow", "pooler": "db_pooler", "poolers": "db_poolers",
+    "workers": "web_concurrency", "threads": "web_threads", "worker_class": "web_worker_class",
+    "worker_memory_mib": "web_worker_memory_mib",
+}  # fmt: skip
 # How similar two names are, by difflib. A name with one letter of twenty wrong or missing can be nothing else.
 MISSPELT, LIKE = 0.95, 0.9
 
@@ -117,11 +120,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        frozen=True,
-        extra="ignore",
-        arbitrary_types_allowed=True,
-        env_file_encoding="utf-8-sig",
-        env_ignore_empty=True,
+        frozen=True, extra="ignore", arbitrary_types_allowed=True, env_file_encoding="utf-8-sig", env_ignore_empty=True
     )
 
     # A name that is almost one of these stops the start. In an app that takes the library in, it is a warning.

@@ -97,9 +97,9 @@ def watch(worker: Any, seconds: float, *, replace: bool, tick: Callable[[], None
     threading.Thread(target=run, name="limit", daemon=True).start()
 
 
-def report(share: float = 1) -> None:
-    """Log the stack of each request that is past this share of WEB_TIMEOUT, once."""
-    for thread, request in past(share):
+def report() -> None:
+    """Log the stack of each request that is past WEB_TIMEOUT, once."""
+    for thread, request in past():
         if request.logged or (frame := sys._current_frames().get(thread)) is None:
             continue
         request.logged = True
