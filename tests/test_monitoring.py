@@ -267,7 +267,8 @@ def watched(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             for more in trouble.instances:
                 port = free_port()
                 command = "exec .venv/bin/python -m gunicorn troubled:app"
-                stack.enter_context(served(command, installed, port, **environ | more))
+                fails = job == "waiting"  # a pool that stays full is logged with its traceback
+                stack.enter_context(served(command, installed, port, mistakes=fails, **environ | more))
                 targets.setdefault(job, []).append(port + 1)
         api = stack.enter_context(prometheus(folder, rules, targets))
         # A counter has to be known before it moves.
@@ -300,7 +301,7 @@ def test_the_dashboard_draws_something_everywhere(watched: Any, project: Path):
     """Every expression finds data in a service that serves."""
     api, _ = watched
     expressions = dashboard_expressions(project)
-    assert len(expressions) > 20
+    assert len(expressions) >= 20
     for expression in expressions:
         asked = expression.replace("$job", "well").replace("$instance", ".*").replace("$__rate_interval", "10s")
         asked = asked.replace("[1h]", "[30s]")
