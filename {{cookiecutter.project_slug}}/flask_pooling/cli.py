@@ -82,9 +82,9 @@ pool.add_command(fleet)
 @click.option("--for-pgbouncer", is_flag=True, help="Print the sizes for deploy/pgbouncer/pgbouncer.ini.")
 @with_appcontext
 def plan(as_json: bool, for_pgbouncer: bool, **what_if: Any) -> None:
-    """Show the plan for this machine and these settings, or for other numbers.
+    """Show the plan, and where each number is from.
 
-    Exits with 1 when the numbers do not fit together.
+    It is for this machine and these settings, or for other numbers. Exits with 1 when the numbers do not fit together.
     """
     if what_if["cpus"] != what_if["cpus"]:  # nan, which FloatRange lets pass
         raise click.BadParameter("'nan' is not a number of cpus", param_hint="--cpus")
@@ -137,7 +137,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @with_appcontext
 def check(as_json: bool) -> None:
-    """Ask the live servers whether the plan fits.
+    """Compare the plan with the live servers.
 
     Exits with 1 when it does not, and with 2 when a server cannot be asked.
     """
@@ -175,14 +175,14 @@ def _judged(chosen: sizing.Plan, verdict: budget.Verdict) -> Iterator[tuple[str,
 
 
 @pool.command()
-@click.option("--apply", is_flag=True, help="Run them as well, on the server of DATABASE_URL.")
+@click.option("--apply", is_flag=True, help="Run the SQL as well, on the server of DATABASE_URL.")
 @click.option("--admin-url", envvar="DATABASE_ADMIN_URL", help="URL of a role that may run it. Default: DATABASE_URL.")
 @with_appcontext
 def limit(apply: bool, admin_url: str | None) -> None:
-    """Print the ALTER ROLE with which each server itself holds the service to its plan.
+    """Print the role's connection limit, as SQL.
 
-    Behind PgBouncer, print also those that give the role its time limits in the service's databases. Transactions then
-    need not send them.
+    With it, each server itself holds the service to its plan. Behind PgBouncer there are also statements that give the
+    role its time limits in the service's databases. Transactions then need not send them.
     """
     state = current_app.extensions["flask_pooling"]
     settings, url, urls = state.settings, state.first.url, {each.url for each in state.db.engines.values()}
@@ -227,9 +227,9 @@ def _limits(chosen: sizing.Plan, settings: Settings, url: URL, urls: set[URL]) -
 @pool.command("version")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show_version(as_json: bool) -> None:
-    """Say which version of flask_pooling is used, and whether its files are those of the release.
+    """Show the library's version and changed files.
 
-    Exits with 1 when they are not.
+    Exits with 1 when a file was changed since the release.
     """
     changed = version.changed()
     how = "installed" if version.installed() == version.HERE.resolve() else "vendored"

@@ -171,10 +171,10 @@ def check(fleet: Fleet) -> Iterator[str]:
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--check", "ask", is_flag=True, help="Ask the live servers who is connected.")
+@click.option("--check", "ask", is_flag=True, help="Compare with the connections of the live servers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fleet(file: BinaryIO, ask: bool, as_json: bool) -> None:
-    """Sum up all services on each server of FILE.
+    """Add up all services on each server of FILE.
 
     Exits with 1 when they do not fit, and with 2 when the file cannot be used or a server cannot be asked.
     """

@@ -94,7 +94,7 @@ def watch(worker: Any, seconds: float, *, replace: bool, tick: Callable[[], None
             except Exception:
                 log.exception("looking for requests past WEB_TIMEOUT has failed; it is tried again")
 
-    threading.Thread(target=run, name="limit", daemon=True).start()
+    threading.Thread(target=run, name="watchdog", daemon=True).start()
 
 
 def report() -> None:
