@@ -392,13 +392,32 @@ def test_sentry_and_tracing(client: Client, collector: Collector, settings: dict
 HELD = '''
 """What holds a connection."""
 
+import factory
 import pytest
+from factory.alchemy import SQLAlchemyModelFactory
 from flask_login import current_user
 
 from app import login
 from app.extensions import db
 from app.models import Note
 from tests.test_login import member
+
+
+class Notes(SQLAlchemyModelFactory):
+    class Meta:
+        model = Note
+        sqlalchemy_session = db.session
+        sqlalchemy_session_persistence = "commit"
+
+    title = factory.Sequence(lambda number: f"note {number}")
+
+
+def test_factory_boy(app):
+    """It makes rows with the session, which requests then see."""
+    with app.app_context():
+        titles = [Notes().title, Notes().title]
+    found = app.test_client().get("/api/notes").get_json()
+    assert [note["title"] for note in found["items"]] == titles
 
 
 @pytest.mark.parametrize(("manual", "held"), [(False, 0), (True, 1)])
@@ -425,9 +444,9 @@ def test_the_csv(app):
 '''
 
 
-@pytest.mark.parametrize(("database", "passed"), [("sqlite", 1), ("postgres", 5)])
+@pytest.mark.parametrize(("database", "passed"), [("sqlite", 1), ("postgres", 6)])
 def test_two_users_and_the_real_postgres(cooked: Path, venv: Path, database: str, passed: int):
-    """The document's tests pass, each on its database; and neither the login nor the CSV holds a connection."""
+    """The document's tests pass, each on its database. Neither the login nor the CSV holds a connection."""
     (cooked / "tests" / "test_held.py").write_text(HELD)
     files = ["tests/test_login.py", *(["tests/test_held.py"] if database == "postgres" else [])]
     words = [venv / "python", "-m", "pytest", "-p", "no:cacheprovider", "--database", database, *files]
