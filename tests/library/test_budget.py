@@ -26,6 +26,7 @@ SERVER = Server(
     role_reserved=0,
     role_limit=-1,
     database_limit=-1,
+    obeys=True,
     connected={},
     connected_others=0,
     connected_role=0,
@@ -264,3 +265,25 @@ def test_a_url_that_libpq_cannot_use_stops_the_start(
     url = f"postgresql://somebody@127.0.0.1/x{query}"
     with pytest.raises(SystemExit, match=f"no connection to the database can be made: .*{says}"):
         start(monkeypatch, DATABASE_URL=url, PORT=free_port(), **environ)
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+@pytest.mark.usefixtures("environ")
+def test_a_pooler_that_takes_no_options_is_named(
+    make_plain: Callable[..., Flask], through_pgbouncer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that refuses them stops the start, one that drops them is a warning, and the remedy of both works. What RDS
+    Proxy says leads to it, too."""
+    more = {"DATABASE_URL": through_pgbouncer, "WEB_PROBE_PORT": 0, "PORT": free_port()}
+    with pytest.raises(SystemExit, match=r"unsupported startup parameter.*set DB_POOLER=pgbouncer"):
+        start(monkeypatch, **more)
+    with psycopg.connect(through_pgbouncer.rpartition("/")[0] + "/pgbouncer", autocommit=True) as console:
+        console.execute("set ignore_startup_parameters = 'options'")
+    for pooler, status in {"none": 1, "pgbouncer": 0}.items():
+        done = make_plain(web=False, DB_POOLER=pooler, **more).test_cli_runner().invoke(args=["pool", "check"])
+        assert done.exit_code == status, done.output
+        assert ("set DB_POOLER=pgbouncer" in done.output) is (pooler == "none")
+    start(monkeypatch, **more, DB_POOLER="pgbouncer")
+    refused = psycopg.OperationalError("RDS Proxy currently doesn\u2019t support command-line options.")
+    assert "DB_POOLER=pgbouncer" in budget.driver_message(sa.exc.OperationalError(None, None, refused))

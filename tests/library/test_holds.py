@@ -1,7 +1,9 @@
 """The holders of connections: seconds by endpoint, and one line for a connection on which nothing runs."""
 
 import logging
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,13 @@ from tests.library.test_page import PRIVATE
 from tests.library.test_watchdog import get
 from tests.serving import free_port, serving
 
-LEAST = {"WEB_CONCURRENCY": 1, "WEB_THREADS": 4, "DB_HOLD_WARNING": 1.5}
+LEAST = {"WEB_CONCURRENCY": 1, "WEB_THREADS": 6, "DB_HOLD_WARNING": 1.5}
+LEAST |= {"DB_POOL_TIMEOUT": 3, "DB_STATEMENT_TIMEOUT": 3.5}
 VIEWS = """
+import os
+import signal
 import time
+import flask_pooling
 import sqlalchemy as sa
 from flask import Response, stream_with_context
 from app import create_app
@@ -46,6 +52,21 @@ def slow_statement():
     db.session.execute(sa.text("select pg_sleep(3)"))
     return ""
 
+@app.get("/frozen")
+def frozen():
+    process = db.session.scalar(sa.text("select pg_backend_pid()"))
+    open(os.environ["FROZEN"], "w").write(str(process))
+    os.kill(process, signal.SIGSTOP)
+    db.session.execute(sa.text("select 1"))
+    return ""
+
+@app.get("/unlimited")
+@flask_pooling.unlimited
+def without_limit():
+    db.session.execute(sa.text("set local statement_timeout = 0"))
+    db.session.execute(sa.text("select pg_sleep(8)"))
+    return ""
+
 @app.get("/stream")
 def stream():
     def lines():
@@ -60,22 +81,28 @@ def stream():
 @pytest.mark.postgres
 def test_a_line_names_who_holds_an_idle_connection(environ: dict[str, str], tmp_path: Path) -> None:
     """A view that reads and then sleeps, and a stream, have one line each. The same by `run`, and a slow statement,
-    have none."""
+    have none. One whose process of the server is stopped gets 503 after twice DB_STATEMENT_TIMEOUT, and an unlimited
+    view does not."""
     (tmp_path / "views.py").write_text(VIEWS)
-    log, port = tmp_path / "log", free_port()
-    more = environ | LEAST | {"PORT": port, "WEB_PROBE_PORT": port + 1, "PYTHONPATH": tmp_path}
-    answers: list[int] = []
+    log, port, frozen = tmp_path / "log", free_port(), tmp_path / "frozen"
+    more = environ | LEAST | {"PORT": port, "WEB_PROBE_PORT": port + 1, "PYTHONPATH": tmp_path, "FROZEN": frozen}
+    answers: list[tuple[str, int]] = []
     with serving(log, "views:app", **more):
         asked = [
-            threading.Thread(target=lambda path=path: answers.append(get(port, path, 60, **{"X-Request-ID": path})[0]))
-            for path in ("/read", "/run", "/slow", "/stream")
+            threading.Thread(
+                target=lambda path=path: answers.append((path, get(port, path, 60, **{"X-Request-ID": path})[0]))
+            )
+            for path in ("/read", "/run", "/slow", "/stream", "/frozen", "/unlimited")
         ]
         for thread in asked:
             thread.start()
         for thread in asked:
             thread.join()
+        os.kill(int(frozen.read_text()), signal.SIGCONT)
         page = get(port + 1, "/pool.json")[1]
-    assert answers == [200] * 4
+    assert {path for path, status in answers if status != 200} == {"/frozen"}
+    assert ("/frozen", 503) in answers
+    assert "request /frozen: frozen has waited 7 seconds for a server that seems to be frozen" in log.read_text()
     said = re.findall(r"request (\S+): (\S+) holds a connection on which nothing has run for", log.read_text())
     assert sorted(said) == [("/read", "read_and_call"), ("/stream", "stream")]
     assert re.search(r'"holders":\[(\["\w+",[\d.]+\],?){3}\]', page)

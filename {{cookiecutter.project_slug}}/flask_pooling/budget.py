@@ -21,6 +21,7 @@ FACTS = sa.text("""
            coalesce(current_setting('reserved_connections', true)::int, 0) as role_reserved,
            case when rolsuper then -1 else rolconnlimit end as role_limit,
            case when rolsuper then -1 else datconnlimit end as database_limit,
+           (select source = 'client' from pg_settings where name = 'client_connection_check_interval') as obeys,
            (select json_agg(json_build_array(application_name, usename = rolname, pg_stat_activity.datname = d.datname))
             from pg_stat_activity
             where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
@@ -29,6 +30,8 @@ FACTS = sa.text("""
 """)
 # What the server, or a pooler, says when it has no connection left.
 FULL = re.compile("too many clients|remaining connection slots|too many connections|no more connections allowed")
+# What PgBouncer and Neon, or RDS Proxy, say of startup options. pgcat, Supavisor and Odyssey ignore them.
+REFUSES_OPTIONS = re.compile("unsupported startup parameter|support command-line options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +43,16 @@ class Server:
     role_reserved: int
     role_limit: int
     database_limit: int
+    obeys: bool  # the time limits that a connection brings along
     connected: Mapping[str, int]  # by kind of process: web, a job's name, cli
     connected_others: int
     connected_role: int  # of the role, in any database
     connected_database: int  # of any role, in the database
 
     @property
-    def kept(self) -> int:
-        """Connections that no ordinary role gets."""
-        return self.superuser_reserved + self.role_reserved
-
-    @property
     def for_roles(self) -> int:
         """Connections for all ordinary roles together."""
-        return self.max_connections - self.kept
+        return self.max_connections - self.superuser_reserved - self.role_reserved
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,9 @@ def ask(plan: Plan, engine: Engine, name: str) -> Server:
 
 
 def driver_message(error: SQLAlchemyError) -> str:
-    """Return the driver's message, in one line."""
-    return " ".join(str(getattr(error, "orig", error)).split())
+    """Return the driver's message, in one line, and the remedy if a pooler says it."""
+    said = " ".join(str(getattr(error, "orig", error)).split())
+    return f"{said}; it is a pooler: set DB_POOLER=pgbouncer, and no options" if REFUSES_OPTIONS.search(said) else said
 
 
 def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
@@ -109,7 +109,8 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
     :param starting: an instance is about to start, so its connections come on top of those that are open. That is a
         problem only where both cannot fit: open connections may be left over from a host that has died.
     """
-    on_server = f"max_connections {server.max_connections} - {server.kept} kept by the server"
+    kept = server.max_connections - server.for_roles
+    on_server = f"max_connections {server.max_connections} - {kept} kept by the server"
     # Each limit, the connections that count towards it now, and the number of databases that each have this limit.
     open_to = [(on_server, server.for_roles, sum(server.connected.values()) + server.connected_others, 1)]
     if server.role_limit >= 0:
@@ -153,6 +154,7 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
                 f" {needed} + {others} > {server.for_roles}; close some, or reserve more in {reserve}"
             )
         warnings += _more_than_planned(plan, server, starts if starting else 0)
+        warnings += [] if server.obeys else ["a pooler drops connections' time limits; set DB_POOLER=pgbouncer"]
     told = [tuple(map(plan.named, said)) for said in (problems, warnings)]
     return Verdict(server, plan.connections_peak, usable, *told)
 

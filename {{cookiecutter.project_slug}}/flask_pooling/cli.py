@@ -162,8 +162,8 @@ def check(as_json: bool) -> None:
 def _judged(chosen: sizing.Plan, verdict: budget.Verdict) -> Iterator[tuple[str, str]]:
     server = verdict.server
     connected = "".join(f"{count} {kind}, " for kind, count in server.connected.items())
-    kept = f"max_connections {server.max_connections}, {server.kept} of them reserved by the server"
-    yield "server", chosen.named(kept)
+    total = server.max_connections
+    yield "server", chosen.named(f"max_connections {total}, {total - server.for_roles} of them reserved by the server")
     yield "role limit", "none" if server.role_limit < 0 else str(server.role_limit)
     yield "database limit", "none" if server.database_limit < 0 else str(server.database_limit)
     yield "connected now", f"{connected}{server.connected_others} of others"

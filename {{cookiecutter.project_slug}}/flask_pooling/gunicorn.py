@@ -185,6 +185,9 @@ class Hooks:
         for plan in self.settings.plan.servers.values():
             log.info("plan: %s", plan.named(plan.sum))
         probed = f", with probes and metrics on port {port}" if port else ""
+        is_local = self.settings.web_host in {"127.0.0.1", "::1", "localhost"}
+        if self.settings.in_production and not (is_local or self.settings.web_trusted_proxies):
+            log.warning("WEB_HOST=%s, WEB_TRUSTED_PROXIES=0: put a buffering proxy in front", self.settings.web_host)
         log.info("%s is starting%s; Ctrl-C stops it", self.settings.service_name, probed)
 
     def pre_fork(self, server: Any, worker: Any) -> None:
@@ -221,8 +224,8 @@ class Hooks:
 
         def look() -> None:
             counted.sample()
-            if self.settings.db_hold_warning:
-                holds.report(self.settings.db_hold_warning)
+            unlimited = {thread for thread, each in watchdog.in_flight.copy().items() if each.unlimited}
+            holds.report(self.settings.db_hold_warning or math.inf, 2 * self.settings.db_statement_timeout, unlimited)
 
         watchdog.watch(worker, self.settings.web_timeout, replace=not worker.cfg.reload, tick=look)
         if self.listener and (known := next(iter(extension.registered), None)):
@@ -282,7 +285,7 @@ class Hooks:
                 reason = plan.named(budget.driver_message(error))
                 if budget.FULL.search(reason) and mode == "enforce":
                     sys.exit(f"the database has no connection left, so nothing can be checked; close some: {reason}")
-                if UNUSABLE.search(reason):
+                if UNUSABLE.search(reason) or budget.REFUSES_OPTIONS.search(reason):
                     sys.exit(f"no connection to the database can be made: {reason}")
                 # The database may come up later, and readiness stays red until then.
                 server.log.warning("the plan cannot be compared with the database: %s; this is tried again", reason)

@@ -31,6 +31,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app import defaults
 from app.extensions import db
+from flask_pooling.budget import driver_message
 
 LOCK_ID = zlib.crc32(defaults.SERVICE_NAME.encode())
 LONGEST_WAIT_FOR_ANOTHER_INSTANCE = "10min"
@@ -169,7 +170,7 @@ def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
 
 def in_one_line(error: SQLAlchemyError) -> str:
     """Name the line and the migration that failed, the database's message, and the remedy."""
-    said = " ".join(str(getattr(error, "orig", error)).split())
+    said = driver_message(error)
     stack = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in stack if Path(frame.filename).parent.name == "versions"]
     if isinstance(error, DBAPIError) and not frames and getattr(error.orig, "sqlstate", None) is None:
