@@ -13,6 +13,10 @@ from baking import PROJECT, ROOT, commit_all, files, git
 from test_static import TOOLS
 
 TEXTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "AGENTS.md", "docs/providers.md", f"{PROJECT}/AGENTS.md"]
+LINKED = [
+    *("CHANGELOG.md", "docs/existing-app.md", "docs/benchmark.md", f"{PROJECT}/README.md"),
+    *(f"{PROJECT}/docs/{name}.md" for name in ("connection-pooling", "deploy", "jobs", "metrics", "recipes")),
+]
 # In a baked project, OWNER/REPOSITORY is its owner's address.
 PLACEHOLDER = re.compile(r"OWNER/REPO\b|OWNER\.github\.io/REPO\b")
 SAYS_IT_ITSELF = {".ci/address", "tests/test_repository.py"}
@@ -126,14 +130,24 @@ def test_issue_forms_are_forms():
         assert yaml.safe_load(form.read_text())
 
 
-@pytest.mark.parametrize("name", TEXTS)
+def anchors(text: str) -> set[str]:
+    """Return the names that GitHub gives to the headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", [*TEXTS, *LINKED])
 def test_what_a_text_names_is_there(template: Path, project: Path, name: str):
     """Each link leads somewhere, each path is there, each target of make can be made."""
     folder, text = (project if PROJECT in name else template), (ROOT / name).read_text()
     here = folder / name.replace(f"{PROJECT}/", "")
-    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
-    assert [link for link in links if not (here.parent / link).exists()] == []
-    if name == "README.md":  # tests/test_readme.py reads its commands and paths
+    for link in re.findall(r"\]\(([^)]+)", text):
+        path, _, anchor = link.partition("#")
+        if "://" not in link:
+            there = here.parent / path if path else here
+            assert there.exists(), link
+            assert not anchor or anchor in anchors(there.read_text()), link
+    if name == "README.md" or name in LINKED:  # other tests read their commands and paths
         return
     makefile = (folder / "Makefile").read_text()
     targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
