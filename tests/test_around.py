@@ -27,7 +27,7 @@ def defaults(installed: Path) -> dict[str, str]:
 
 
 def targets(project: Path) -> list[str]:
-    """The targets of make."""
+    """Read the targets of make."""
     phony = re.search(r"^\.PHONY: (.+)$", (project / "Makefile").read_text(), re.MULTILINE)
     assert phony
     return phony[1].split()

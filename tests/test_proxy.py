@@ -63,7 +63,7 @@ class Instance(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def instances(port: int, *addresses: str) -> Iterator[list[str]]:
-    """Two instances, which note what they have seen."""
+    """Run two instances, which note what they have seen."""
     seen: list[str] = []
     handler = type("Handler", (Instance,), {"seen": seen})
     with contextlib.ExitStack() as stack:

@@ -62,7 +62,7 @@ def measure(
 
 
 def run(project: Project, options: argparse.Namespace) -> None:
-    """All candidates of the benchmark."""
+    """Run all candidates of the benchmark."""
     result = measure(project, options, servers.all_of_them)
     chosen = [one for one in servers.all_of_them(project) if not options.only or one.name in options.only]
     result["round_trips"] = rounds.count(project, chosen, options.workloads)
@@ -72,7 +72,7 @@ def run(project: Project, options: argparse.Namespace) -> None:
 
 
 def sweep(project: Project, options: argparse.Namespace) -> None:
-    """Other workers x threads: within the same connection budget, or --sizes."""
+    """Try other workers x threads: within the same connection budget, or --sizes."""
     result = measure(project, options, lambda project: servers.sizes(project, options.sizes))
     say()
     say(report.against(result["rows"]))
@@ -122,7 +122,7 @@ def counts(project: Project, options: argparse.Namespace) -> None:
 
 
 def memory(project: Project, options: argparse.Namespace) -> None:
-    """PSS of a worker, idle and after 10,000 requests, with the app loaded before the fork and after it."""
+    """Measure the PSS of a worker, idle and after 10,000 requests, with the app loaded before the fork and after it."""
     plan = project.plan()
     plain = ("gunicorn", "--config", "/dev/null", "--workers", str(plan["workers"]), "--threads", str(plan["threads"]))
     after_fork = servers.Candidate(
@@ -159,7 +159,7 @@ def memory(project: Project, options: argparse.Namespace) -> None:
 
 
 def startup(project: Project, options: argparse.Namespace) -> None:
-    """CPU to import the service and to build its app."""
+    """Measure the CPU to import the service and to build its app."""
     found, over_bare = inprocess.start(project, options.rounds)
     say("CPU seconds: import {import:.2f} + create_app {create_app:.2f} = {both:.2f}".format(**found))
     say(f"the same over Flask, Flask-SQLAlchemy and one engine without any app: {over_bare}")
@@ -167,7 +167,7 @@ def startup(project: Project, options: argparse.Namespace) -> None:
 
 
 def instructions(project: Project, options: argparse.Namespace) -> None:
-    """Instructions of a whole server for one request: exact, where requests per second and seconds of CPU are not."""
+    """Count the instructions of a whole server for one request. They are exact; requests per second are not."""
     known = [*servers.without_logs(project), *servers.all_of_them(project)]
     candidates = {one.name: one for one in known if one.command[0] == "gunicorn"}
     chosen = [one for one in candidates.values() if not options.only or one.name in options.only]
@@ -186,7 +186,7 @@ def instructions(project: Project, options: argparse.Namespace) -> None:
 
 
 def chart(project: None, options: argparse.Namespace) -> None:
-    """The picture of stored results, and the table of the README."""
+    """Draw the picture of stored results, and the table of the README."""
     from tests.bench.chart import draw
 
     result = json.loads((options.out or RESULTS / "bench.json").read_text())

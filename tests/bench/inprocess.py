@@ -28,8 +28,8 @@ with app.app_context():
 
 
 def server_instructions(project: Project, candidate: Candidate, workload: str, requests: int) -> float:
-    """Instructions a request in user space, by callgrind, of a whole server under gunicorn: its loop, its threads, its
-    parser, its sockets."""
+    """Count the instructions a request in user space, by callgrind, of a whole server under gunicorn: its loop, its
+    threads, its parser, its sockets."""
     with tempfile.TemporaryDirectory() as folder:
         command = (*_callgrind(folder), sys.executable, str(INSIDE / "one_process.py"), *candidate.command[1:])
         with serving(project, dataclasses.replace(candidate, command=command)) as server:
@@ -75,7 +75,7 @@ def _total(dump: Path) -> int:
 
 
 def guard(project: Project) -> tuple[list[float], int]:
-    """Microseconds of the check at checkout, and the round trips of all of them together."""
+    """Measure the microseconds of the check at checkout, and the round trips of all of them together."""
     with counting(project.port) as (port, counts):
         said = project.run("python", INSIDE / "guard.py", DATABASE_URL=project.url(port=port))
         # What SQLAlchemy asks a new connection, once, is not the check's.
@@ -86,8 +86,8 @@ def guard(project: Project) -> tuple[list[float], int]:
 
 
 def start(project: Project, times: int) -> tuple[dict[str, float], Paired]:
-    """CPU seconds to import the service and build its app, with its bytecode compiled: medians; and the whole over
-    what Flask and Flask-SQLAlchemy alone take, in turns."""
+    """Measure the CPU seconds to import the service and build its app, with its bytecode compiled: medians; and the
+    whole over what Flask and Flask-SQLAlchemy alone take, in turns."""
     found, bare = [], []
     for _ in range(times):
         for name, runs in (("start.py", found), ("bare.py", bare)):

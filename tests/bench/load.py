@@ -45,7 +45,7 @@ def drive(server: Server, workload: str, clients: int, seconds: float) -> dict[s
 def measure(
     project: Project, server: Server, workload: str, clients: int, seconds: float, warm_up: float
 ) -> dict[str, Any]:
-    """Warm up, then measure; the row of results."""
+    """Measure after a warm-up, and return the row of results."""
     drive(server, workload, clients, warm_up)
     server.settle()
     opened, cpu, start = project.opened(), server.cpu_seconds(), time.perf_counter()

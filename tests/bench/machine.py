@@ -12,7 +12,7 @@ LIBRARIES = ["flask", "sqlalchemy", "psycopg", "psycopg-pool", "gunicorn", "fast
 
 
 def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
+    """Return a process and all that descend from it."""
     found = [root]
     for pid in found:
         for children in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -22,7 +22,7 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_seconds(root: int) -> float:
-    """CPU time of a process and all that descend from it, those that have ended and been waited for included."""
+    """Sum up the CPU time of a process and its descendants, those that have ended and been waited for included."""
     total = 0
     for pid in tree(root):
         try:
@@ -34,7 +34,7 @@ def cpu_seconds(root: int) -> float:
 
 
 def workers(root: int) -> list[int]:
-    """The processes that serve: those without children of their own, less Python's own helper."""
+    """Return the processes that serve: those without children of their own, less Python's own helper."""
     return [
         pid
         for pid in tree(root)
@@ -43,7 +43,7 @@ def workers(root: int) -> list[int]:
 
 
 def pss_mib(pid: int) -> float:
-    """Memory of one process, with what it shares divided by the number that share it."""
+    """Return the memory of one process, with what it shares divided by the number that share it."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / MIB
@@ -51,13 +51,13 @@ def pss_mib(pid: int) -> float:
 
 
 def peak_mib(root: int) -> float:
-    """The most that a worker has held since it started, all that it shares with others included."""
+    """Return the most that a worker has held since it started, all that it shares with others included."""
     statuses = (Path(f"/proc/{pid}/status").read_text().splitlines() for pid in workers(root))
     return max(int(line.split()[1]) for lines in statuses for line in lines if line.startswith("VmHWM:")) / MIB
 
 
 def memory(root: int) -> dict[str, float]:
-    """PSS of a worker on average, and of the whole server divided by its workers."""
+    """Return the PSS of a worker on average, and of the whole server divided by its workers."""
     serving = workers(root)
     return {
         "workers": len(serving),

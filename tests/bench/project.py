@@ -53,7 +53,7 @@ class Project:
         return f"postgresql://{role}@127.0.0.1:{port or self.port}/{DATABASE}"
 
     def environ(self, **more: str) -> dict[str, str]:
-        """Production's, on the defaults; nothing of this shell's reaches a candidate by accident."""
+        """Return production's environment, on the defaults; nothing of this shell's reaches a candidate by accident."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL") if name in os.environ}
         production = {"APP_ENV": "production", "SECRET_KEY": "0123456789abcdef" * 4, "DATABASE_URL": self.url()}
         return kept | production | {"PYTHONHASHSEED": "0"} | more
@@ -73,12 +73,12 @@ class Project:
         return json.loads(self.run("flask", "pool", "plan", "--json"))
 
     def reset(self) -> None:
-        """The same rows for everybody."""
+        """Restore the same rows for everybody."""
         self.admin.execute(SEED)
         self.admin.execute("analyze notes")
 
     def role(self, name: str) -> str:
-        """A role of one candidate's own, so that its connections can be told from the others'."""
+        """Make a role of one candidate's own, so that its connections can be told from the others'."""
         role = f"bench_{name}".replace("-", "_")
         if not self.admin.execute("select from pg_roles where rolname = %s", [role]).rowcount:
             self.admin.execute(f"create role {role} login in role app")
@@ -88,7 +88,7 @@ class Project:
         return self.admin.execute("select count(*) from pg_stat_activity where usename = %s", [role]).fetchone()[0]
 
     def opened(self) -> int:
-        """Connections that were opened since the server started. The server's books are half a second behind."""
+        """Count the connections since the server started. Its statistics are half a second behind."""
         return self.admin.execute("select sessions from pg_stat_database where datname = %s", [DATABASE]).fetchone()[0]
 
 
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def baked() -> Iterator[Project]:
-    """A project from the template's defaults in a scratch folder, with Postgres running, migrated and filled."""
+    """Bake a project from the template's defaults in a scratch folder, with Postgres running, migrated and filled."""
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         Path(scratch).chmod(0o711)  # Postgres may have to run as another user
         folder = bake(TEMPLATE, Path(scratch) / "baked")
@@ -122,7 +122,7 @@ def bake(template: Path, into: Path, under: Sequence[str] = ()) -> Path:
 
 @contextlib.contextmanager
 def postgres(folder: Path, data: Path) -> Iterator[tuple[int, psycopg.Connection]]:
-    """The project's own way to run a Postgres, with a port besides its socket."""
+    """Run a Postgres as the project does, with a port besides its socket."""
     port = free_port()
     running = load(folder / "scripts" / "postgres.py").running
     with (

@@ -88,7 +88,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def _pump_and_count(server: socket.socket, client: socket.socket, counts: Counts) -> None:
-    """Each message is a letter, a length that counts itself, and the rest. They may be cut anywhere."""
+    """Count messages. Each is a letter, a length that counts itself, and the rest. They may be cut anywhere."""
     head, left, started = b"", 0, False
     while data := server.recv(65536):
         ready, at = 0, 0

@@ -89,13 +89,13 @@ def cells(rows: Iterable[Row]) -> list[tuple[str, int]]:
 
 
 def names(rows: Iterable[Row]) -> list[str]:
-    """The candidates, the one that all are compared with first."""
+    """Return the candidates, the one that all are compared with first."""
     found = dict.fromkeys(row["candidate"] for row in rows)
     return ["baked", *(name for name in found if name != "baked")] if "baked" in found else list(found)
 
 
 def values(rows: Iterable[Row], candidate: str, figure: str, **where: Any) -> list[float]:
-    """A figure's values, round by round."""
+    """Return a figure's values, round by round."""
     return [
         row[figure]
         for row in sorted(rows, key=lambda row: row["round"])
@@ -115,13 +115,13 @@ def middle(figures: Sequence[float]) -> float:
 
 
 def spread(figures: Sequence[float]) -> str:
-    """Half the range, as a percentage of the median."""
+    """Return half the range, as a percentage of the median."""
     mid = middle(figures)
     return f"{(max(figures) - min(figures)) / 2 / mid * 100:.0f}%" if figures and mid else "-"
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
-    """Markdown, which a terminal reads as well."""
+    """Write a table in Markdown, which reads well in a terminal."""
     rows = [list(head), *([str(cell) for cell in row] for row in body)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(head))]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
@@ -131,8 +131,8 @@ def table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
 
 
 def speed(rows: list[Row]) -> str:
-    """A table for each cell; ratios are the first candidate's, over the other's, in the same round. CPU comes first,
-    since it is the steadier figure."""
+    """Write a table for each cell; ratios are the first candidate's, over the other's, in the same round. CPU comes
+    first, since it is the steadier figure."""
     head = ["candidate", "CPU us", "±", "requests/s", "±", "p50 ms", "p99 ms", "failed", "opened", "held"]
     ours = names(rows)[0]
     head += [f"{ours}'s CPU, paired", f"{ours}'s requests/s, paired"]
@@ -165,7 +165,7 @@ def speed(rows: list[Row]) -> str:
 
 
 def against(rows: list[Row]) -> str:
-    """One line for each workload: the first candidate's requests/s over each other's."""
+    """Write one line for each workload: the first candidate's requests/s over each other's."""
     first, *others = names(rows)
     body = [
         [workload, *(pair(rows, first, name, RATE, workload=workload, clients=clients) for name in others)]
@@ -202,7 +202,7 @@ def memory(rows: list[Row]) -> str:
 
 
 def summary(result: dict[str, Any], counted: list[Row], clients: int = 32) -> str:
-    """The table of the README: requests per second of the baked service over each other candidate's, and counts."""
+    """Write the README's table: requests per second of the baked service over each other candidate's, and counts."""
     rows = result["rows"]
     workloads = [workload for workload, at_once in cells(rows) if at_once == clients]
     trips = {
@@ -229,7 +229,7 @@ def summary(result: dict[str, Any], counted: list[Row], clients: int = 32) -> st
 
 
 def counted(rows: list[Row]) -> str:
-    """Instructions of a whole server for one request, by candidate and workload."""
+    """Return the instructions of a whole server for one request, by candidate and workload."""
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     found = {(row["candidate"], row["workload"]): f"{row['instructions'] / 1e6:.2f} M" for row in rows}
     candidates = dict.fromkeys(row["candidate"] for row in rows)

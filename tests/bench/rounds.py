@@ -76,7 +76,7 @@ def count(project: Project, candidates: Sequence[Candidate], workloads: Sequence
 
 
 def ask(server: Server, workload: str) -> dict[str, Any]:
-    """One request of a workload."""
+    """Send one request of a workload."""
     if workload == "write":
         return json.loads(server.ask("POST", "/api/notes", {"title": "A note that was written", "body": "word"}))
     paths = {"page": "/api/notes?limit=20", "slow": "/slow", "waits": "/slow"}

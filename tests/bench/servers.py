@@ -81,7 +81,7 @@ class Server:
 
 
 def all_of_them(project: Project) -> list[Candidate]:
-    """The baked defaults, what people use instead, and the floor below which nothing can go."""
+    """List the baked defaults, the usual alternatives, and the floor below which nothing can go."""
     plan = project.plan()
     workers, threads = plan["workers"], plan["threads"]
     flask = ("gunicorn", "--bind", "127.0.0.1:{port}")
@@ -135,7 +135,7 @@ def without_logs(project: Project) -> list[Candidate]:
 
 
 def sizes(project: Project, given: Sequence[tuple[int, int]] = ()) -> list[Candidate]:
-    """Other workers x threads: those given, or those that hold no more connections than the default plan."""
+    """List other workers x threads: those given, or those that hold no more connections than the default plan."""
     plan = project.plan()
     budget, default = plan["workers"] * plan["threads"], (plan["workers"], plan["threads"])
     most = [(workers, budget // workers) for workers in range(1, budget + 1) if budget % workers == 0]
@@ -154,7 +154,7 @@ def sizes(project: Project, given: Sequence[tuple[int, int]] = ()) -> list[Candi
 
 
 def recycled(project: Project) -> list[Candidate]:
-    """Workers that are never replaced, and ones that are so often that it shows."""
+    """List workers that are never replaced, and ones that are so often that it shows."""
     return [
         baked(
             project,
@@ -167,7 +167,7 @@ def recycled(project: Project) -> list[Candidate]:
 
 
 def gunicorn_like(project: Project) -> Path:
-    """A config file with the baked service's plain settings."""
+    """Write a config file with the baked service's plain settings."""
     path = project.folder.parent / "gunicorn_like_baked.py"
     settings = json.loads(project.run("python", "-c", SETTINGS % (GUNICORN,)).splitlines()[-1])
     settings["worker_class"] = "gthread"
@@ -215,7 +215,7 @@ def wait_until_it_answers(server: Server, process: "subprocess.Popen[bytes]", lo
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """The server itself first, then whatever is left of the session that it was started in."""
+    """Stop the server itself first, then all that is left of the session that it was started in."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)

@@ -50,13 +50,13 @@ def is_long(config: pytest.Config) -> bool:
 
 @pytest.fixture(scope="session")
 def long(request: pytest.FixtureRequest) -> bool:
-    """True if the full loads are to run."""
+    """Return whether the full loads are to run."""
     return is_long(request.config)
 
 
 @pytest.fixture(scope="session")
 def baked(bake: Callable[..., Path], request: pytest.FixtureRequest) -> harness.Project:
-    """The project of the defaults, installed. CHAOS_VENV names an installed .venv to use instead of making one."""
+    """Install the project of the defaults. CHAOS_VENV names an installed .venv to use instead of making one."""
     folder = bake()
     venv = Path(os.environ.get("CHAOS_VENV") or request.getfixturevalue("installed") / ".venv")
     for parent in {

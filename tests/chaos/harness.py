@@ -95,7 +95,7 @@ class Project:
         return Path(subprocess.check_output(command, cwd=self.folder, text=True).strip())
 
     def copy(self, into: Path, patches: tuple[tuple[str, str, str], ...] = ()) -> "Project":
-        """A copy that differs by the patches: (file, old, new), where the old text must be there exactly once."""
+        """Make a copy that differs by the patches: (file, old, new), where the old text must be there exactly once."""
         folder = Path(tempfile.mkdtemp(prefix="copy-", dir=into)) / self.folder.name
         shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns(".venv", "__pycache__", "instance"))
         for name, old, new in patches:
@@ -124,7 +124,7 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str, pause: flo
 
 
 def unprivileged() -> dict[str, Any]:
-    """Postgres and PgBouncer refuse to run as root."""
+    """Drop root, with which Postgres and PgBouncer refuse to run."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -132,7 +132,7 @@ def unprivileged() -> dict[str, Any]:
 
 
 def open_folder(prefix: str) -> Path:
-    """A folder of the account that the servers run as. Its name is short, since sockets live in it."""
+    """Make a folder of the account that the servers run as. Its name is short, since sockets live in it."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
     if account := unprivileged():
         os.chown(folder, account["user"], account["group"])
@@ -208,7 +208,7 @@ class Postgres:
             hba.write("host all all 10.0.0.0/8 trust\n")
 
     def _follow(self, primary: "Postgres") -> None:
-        """A copy of the files that the primary started from is as good as a base backup."""
+        """Copy the files that the primary started from, which is as good as a base backup."""
         self.settings["primary_conninfo"] = f"host={primary.folder} port={primary.port} user=postgres"
         self._run("touch", self.data / "standby.signal")
 
@@ -243,7 +243,7 @@ class Postgres:
         return False
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """SIGINT is a fast shutdown, SIGQUIT an immediate one."""
+        """Stop it: SIGINT is a fast shutdown, SIGQUIT an immediate one."""
         if self.process:
             end(self.process, how, signal.SIGQUIT)
             self.process = None
@@ -319,7 +319,7 @@ class Sampler:
         self._thread.join(5)
 
     def peak(self) -> int:
-        """The most since the last time this was asked."""
+        """Return the most since the last call."""
         samples, self.samples = self.samples, []
         return max(samples, default=0)
 
@@ -336,8 +336,8 @@ class Sampler:
 
 @contextlib.contextmanager
 def pgbouncer(postgres: Postgres, *, server_connections: int, clients: int = 200) -> Iterator[str]:
-    """A PgBouncer in transaction mode in front of the server (auth_type "any" logs in as the user of the database line,
-    so it names one); yields the URL of the service's database through it."""
+    """Run a PgBouncer in transaction mode in front of the server (auth_type "any" logs in as the user of the database
+    line, so it names one); yield the URL of the service's database through it."""
     folder, port = open_folder("pb-"), free_port()
     (folder / "pgbouncer.ini").write_text(
         f"""[databases]
@@ -406,7 +406,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxy(project: Project, port: int, *addresses: str, tls: Path | None = None) -> Iterator[Proxy]:
-    """nginx with the files of deploy/nginx, where "app:8000" is this port on each of these addresses.
+    """Run nginx with the files of deploy/nginx, where "app:8000" is this port on each of these addresses.
 
     :param tls: a folder with a certificate for the host localhost.
     """
@@ -503,7 +503,7 @@ class Copy:
         return listens(self.port, self.host) and len(self.workers()) > 0 and self.get("/livez").status == 200
 
     def stop(self, *signals: signal.Signals) -> None:
-        """Gracefully; what is still there after it is killed, the workers of a killed master included."""
+        """Stop it gracefully, and kill what is still there after that, the workers of a killed master included."""
         if self.process:
             group = self.process.pid  # it is a session of its own
             end(self.process, *(signals or (signal.SIGTERM, signal.SIGQUIT)), seconds=60)
@@ -529,7 +529,7 @@ class Copy:
 
     @property
     def plan(self) -> dict[str, int]:
-        """The plan that gunicorn has logged."""
+        """Return the plan that gunicorn has logged."""
         pattern = r"plan: (\d+) instances? x (\d+) workers? x \((\d+) \+ (\d+)\) = (\d+) of (\d+)"
         found = wait_for(lambda: re.search(pattern, self.text()), GENEROUS, "plan in the log")
         names = ("instances", "workers", "pool", "overflow", "peak", "usable")
@@ -584,7 +584,7 @@ def fetch(
     far: float = 0,
     host: str = "127.0.0.1",
 ) -> Answer:
-    """One request over a connection of its own, sent `far` seconds after it was made."""
+    """Send one request over a connection of its own, sent `far` seconds after it was made."""
     began = time.monotonic()
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
@@ -664,7 +664,7 @@ class Load:
         return Counter(answer.kind for answer in self.answers)
 
     def good(self, since: float = 0, until: float = float("inf")) -> float:
-        """Good answers a second, of those that came in the time given, counted from the start."""
+        """Count good answers a second, of those that came in the time given, counted from the start."""
         until = min(until, self.took)
         inside = [a for a in self.answers if since <= a.ended - self.began < until and a.status in (200, 201)]
         return len(inside) / (until - since)
@@ -727,7 +727,7 @@ class Held:
         shutil.rmtree(self.folder)
 
     def send(self, copy: Copy, count: int, far: float = 0) -> None:
-        """From far away: what a client sends arrives a while after its connection."""
+        """Send from far away: the bytes arrive a while after the connection."""
         self.answers += [
             self.pool.submit(fetch, copy.port, "/chaos/held", timeout=GENEROUS, far=far) for _ in range(count)
         ]

@@ -43,7 +43,7 @@ def budgets(
     seconds: float,
     path: str = "/chaos/query?s=0.02",
 ) -> list[Result]:
-    """Two copies, as planned for, both under full load while one of them is acted upon."""
+    """Run two copies, as planned for, both under full load while one of them is acted upon."""
     results = []
     with contextlib.ExitStack() as stack:
         copies = [Copy(project, postgres.url(), APP_INSTANCES=2) for _ in range(2)]

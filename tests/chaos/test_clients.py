@@ -39,8 +39,8 @@ SERVED_WITHIN = 30  # unless it waits for the held ones, which end when they are
 
 
 def beside_slow(project: Project, postgres: Postgres, rounds: int) -> Result:
-    """Requests hold all slots but two, and others go through what is left. They come from far away: what a client sends
-    arrives a while after its connection."""
+    """Let requests hold all slots but two, and others go through those two. They come from far away: the bytes arrive a
+    while after the connection."""
     result = Result(
         "Fairness: slow and fast requests", f"{rounds} rounds, all slots but two held, 10 others one at a time",
         "none waits behind a busy worker while another is idle: each is served before the held ones end",
@@ -75,7 +75,7 @@ def test_sabotage_fairness(sabotaged: Callable[[str], Project], postgres: Postgr
 
 @contextlib.contextmanager
 def slow_clients(port: int, kind: str, count: int = 200) -> Iterator[None]:
-    """In a process of their own, so that they do not slow down the client that is measured."""
+    """Run them in a process of their own, so that they do not slow down the client that is measured."""
     process = subprocess.Popen([sys.executable, HERE / "service" / "slow_clients.py", str(port), kind, str(count)])
     try:
         yield
@@ -92,7 +92,7 @@ def connected(port: int) -> int:
 def served_beside(
     project: Project, postgres: Postgres, kind: str, requests: int, patience: float, *, behind: bool = True
 ) -> Result:
-    """All slow clients are there before the others come, and still are when the last of those was served."""
+    """Check that all slow clients are there before the others come, and still are when the last of those was served."""
     count = COUNT[kind]
     result = Result(
         f"Slow clients: {count} connections {WHAT[kind]}",
@@ -115,7 +115,7 @@ def served_beside(
 def slowed(
     project: Project, postgres: Postgres, kind: str, seconds: float, rounds: int, share: float, *, behind: bool = True
 ) -> Result:
-    """With and without take turns, and the best turn of each counts, since other programs disturb all of them.
+    """Measure with and without them in turns. The best turn of each counts, since other programs disturb all of them.
 
     :param behind: the shipped proxy, which is there for them.
     """

@@ -31,7 +31,7 @@ from chaos.harness import (
 
 
 def mixed(number: int) -> Request:
-    """Four reads for each write. The title says which write it was."""
+    """Mix four reads with each write. The title says which write it was."""
     if number % 5 == 0:
         return "POST", "/api/notes", json.dumps({"title": f"write {number}", "body": "x"}).encode()
     return "GET", "/api/notes?limit=5", b""
@@ -147,7 +147,7 @@ def test_sabotage_restarted(sabotaged: Callable[[str], Project], postgres: Postg
 
 
 def read_only(project: Project, server: Clusters, seconds: float) -> Result:
-    """The primary refuses writes, and the other server takes them, while both accept connections."""
+    """Let the primary refuse writes, and the other server take them, while both accept connections."""
     result = Result(
         "Failover: the server becomes read-only", f"12 clients that write, {seconds:g} s, two hosts in the URL",
         "at most one failed write per pooled connection; then the other server",
@@ -191,7 +191,7 @@ def test_sabotage_read_only(sabotaged: Callable[[str], Project], server: Cluster
 
 
 def failed_over(project: Project, server: Clusters, down: float, within: float = GENEROUS) -> Result:
-    """Of a primary and its standby, the primary dies and the standby is promoted. The replication is synchronous, so
+    """Run a primary and its standby. The primary dies and the standby is promoted. The replication is synchronous, so
     what was acknowledged must be there."""
     result = Result(
         "Failover to a standby", f"3 copies, 24 clients, 1 write to 4 reads, no primary for {down:g} s",
@@ -348,7 +348,7 @@ SHORT = {"DB_CONNECT_TIMEOUT": 2, "DB_POOL_TIMEOUT": 2, "DB_STATEMENT_TIMEOUT": 
 
 
 def stuck(project: Project, postgres: Postgres, bar: float = float("inf")) -> list[Result]:
-    """Each of them twice as often as there are slots, then the whole pool must be there again."""
+    """Send each of them twice as often as there are slots, then the whole pool must be there again."""
     results = []
     cases = {
         "a query beyond the statement timeout": ("GET", "/chaos/query?s=20", {"500"}),

@@ -35,7 +35,7 @@ def tools() -> None:
 
 
 def mixed(number: int) -> Request:
-    """Four reads for each write."""
+    """Mix four reads with each write."""
     if number % 5 == 0:
         return "POST", "/api/notes", json.dumps({"title": f"write {number}"}).encode()
     return "GET", "/chaos/query?s=0.02", b""
@@ -48,9 +48,9 @@ def progress(load: Load, requests: float) -> None:
 
 
 def rolling(project: Project, postgres: Postgres, requests: int, *, drained: bool) -> Result:
-    """Two instances, one replaced after the other: stopped, and started again at the same address. `drained`: the name
-    server leaves an instance out before it is stopped, as Kubernetes does with its preStop hook, and a write that takes
-    longer is still in flight then. Compose stops it at once, and SIGTERM has to see to it that nobody is lost."""
+    """Run two instances, one replaced after the other: stopped, and started again at the same address. `drained`: the
+    name server leaves an instance out before it is stopped, as Kubernetes does with its preStop hook, and a write that
+    takes longer is still in flight then. Compose stops it at once, and SIGTERM must not lose a request."""
     how = "out of the name server two seconds before TERM" if drained else "TERM at once"
     lost = "none failed, not even one in flight at TERM" if drained else "none failed"
     result = Result(

@@ -63,7 +63,7 @@ def hang(project: Project, postgres: Postgres, seconds: int, bar: float) -> Resu
 
 
 def get_on(project: Project, postgres: Postgres) -> Result:
-    """One request that hangs, beside a stream that sends and a view that has no limit."""
+    """Run one request that hangs, beside a stream that sends and a view that has no limit."""
     result = Result(
         "Only one hangs", f"1 hangs, 1 streams, 1 is unlimited, WEB_TIMEOUT={WEB_TIMEOUT}",
         "no worker is replaced; only the one that hangs is logged",

@@ -44,7 +44,7 @@ def small(server: Clusters) -> Iterator[Postgres]:
 
 
 def overload(copy: Copy, seconds: float, rounds: int, share: float) -> Result:
-    """The loads take turns, and the best turn of each counts: a machine that does other things as well disturbs all."""
+    """Let the loads take turns: the best turn of each counts: a machine that does other things as well disturbs all."""
     result = Result(
         "Overload", f"256 clients, 50 ms query, max_connections=20, {rounds} x {seconds:g} s",
         f"200, or 503 + Retry-After; goodput >= {share:.0%} of the best at any load; normal again <= 2 s",
@@ -75,7 +75,7 @@ def overload(copy: Copy, seconds: float, rounds: int, share: float) -> Result:
 
 
 def probes(copy: Copy, clients: int, seconds: float, port: int) -> Result:
-    """Liveness, asked for five times a second as long as the load lasts."""
+    """Ask for liveness five times a second as long as the load lasts."""
     result = Result(
         "Probes under overload", f"{clients} clients, 50 ms query, {seconds:g} s",
         f"/livez 200 within {PROBE_SECONDS} s every time",
@@ -103,7 +103,7 @@ def probes(copy: Copy, clients: int, seconds: float, port: int) -> Result:
 
 
 def beside(copy: Copy, held: Held, port: int, patience: float) -> Result:
-    """Requests hold every slot and 64 more wait, for as long as the probes ask."""
+    """Let requests hold every slot and 64 more wait, for as long as the probes ask."""
     result = Result(
         "Probes while all slots are held", "64 more requests wait, 10 probes of each kind",
         "/livez and /readyz answer 200 while nothing else is served",
@@ -125,7 +125,7 @@ def beside(copy: Copy, held: Held, port: int, patience: float) -> Result:
 
 
 def too_many(copy: Copy, requests: int) -> Result:
-    """More than there are slots for, at once."""
+    """Send more than there are slots for, at once."""
     result = Result(
         "Overload", f"{requests} requests, 256 clients, 50 ms query, max_connections=20",
         "200, or 503 + Retry-After; normal again afterwards",
@@ -188,7 +188,7 @@ def test_sabotage_overload(sabotaged: Callable[[str], Project], small: Postgres)
 
 @contextlib.contextmanager
 def guide(project: Project, postgres: Postgres) -> Iterator[int]:
-    """The app and the command of the guide that people find."""
+    """Run the app with the command of the guide that people find."""
     port = free_port()
     process = subprocess.Popen(
         [project.venv / "bin" / "gunicorn", "--no-control-socket", "-w", "5", "--threads", "8", "-b",

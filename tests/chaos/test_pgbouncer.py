@@ -18,7 +18,7 @@ def tools() -> None:
 
 
 def everything(number: int) -> Request:
-    """In turns only writes for a while: psycopg counts towards a prepared statement until something is rolled back."""
+    """Send only writes for a while, in turns: psycopg counts towards a prepared statement until there is a rollback."""
     if number // 300 % 2 == 0:
         return "POST", "/api/notes", b'{"title": "pooled"}'
     return [
@@ -39,7 +39,7 @@ def pooled(project: Project, postgres: Postgres, requests: int) -> Result:
     over = threading.Event()
 
     def neighbour(url: str) -> None:
-        """Another client of the same pooler, which sets nothing and must see nothing set."""
+        """Run another client of the same pooler, which sets nothing and must see nothing set."""
         with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
             while not over.wait(0.01):
                 for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):

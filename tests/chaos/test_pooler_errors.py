@@ -37,7 +37,7 @@ PGBOUNCER = shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
 
 @contextlib.contextmanager
 def pooler(postgres: Postgres, **settings: object) -> Iterator[str]:
-    """A PgBouncer with these settings; yields the URL of the service's database through it."""
+    """Run a PgBouncer with these settings; yields the URL of the service's database through it."""
     if not PGBOUNCER:
         pytest.fail("PgBouncer is not installed: apt-get install pgbouncer")
     folder, port = open_folder("pb-"), free_port()
@@ -113,7 +113,7 @@ connection.execute("select 'the parent'")
 
 
 def tls_shared_after_a_fork(postgres: Postgres) -> str:
-    """PgBouncer is here what speaks TLS. A server would do as well, but the one in the wheel cannot."""
+    """Let PgBouncer speak TLS, which the server of the wheel cannot."""
     folder = open_folder("tls-")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]

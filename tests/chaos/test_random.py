@@ -141,7 +141,7 @@ def test_sabotage_requests(sabotaged: Callable[[str], Project], postgres: Postgr
 
 
 def environments(project: Project, count: int) -> Result:
-    """In one process of the project's own, where hypothesis is installed as well."""
+    """Run in one process of the project's own, where hypothesis is installed as well."""
     print(f"SEED={SEED}")
     result = Result(
         "Random environments", f"{count} by hypothesis, SEED={SEED}", "settings, or one clear error without a secret"
@@ -183,7 +183,7 @@ def load(path: Path, name: str) -> ModuleType:
 
 
 def answered(template: Path, bake: Callable[..., Path], into: Path, count: int, baked_for_real: int) -> Result:
-    """The hook decides in process; of what it lets pass, some are baked and must compile and parse."""
+    """Let the hook decide in process; of what it lets pass, some are baked and must compile and parse."""
     print(f"SEED={SEED}")
     result = Result(
         "Random answers to the template", f"{count} by hypothesis, SEED={SEED}, {baked_for_real} baked",

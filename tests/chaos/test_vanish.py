@@ -58,7 +58,7 @@ class Network:
         ip("netns", "del", NAMESPACE)
 
     def vanish(self) -> None:
-        """Answers from there go into a black hole."""
+        """Lead the answers from there into a black hole."""
         ip("-n", NAMESPACE, "route", "add", "blackhole", f"{OURS}/32")
 
     def come_back(self) -> None:

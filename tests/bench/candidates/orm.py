@@ -40,17 +40,17 @@ class Note(Base):
 
 
 def guide():
-    """The settings of the guide, which Flask-SQLAlchemy has ignored since 3.0: the pool is 5 + 10."""
+    """Make the guide's app with its settings, which Flask-SQLAlchemy has ignored since 3.0: the pool is 5 + 10."""
     return create_app(SQLALCHEMY_POOL_SIZE=20, SQLALCHEMY_MAX_OVERFLOW=0)
 
 
 def preping():
-    """Flask-SQLAlchemy's defaults, and the one option that everybody adds."""
+    """Make an app with Flask-SQLAlchemy's defaults, and the one option that everybody adds."""
     return create_app(SQLALCHEMY_ENGINE_OPTIONS={"pool_pre_ping": True})
 
 
 def nullpool():
-    """A connection for each request."""
+    """Make an app with a connection for each request."""
     return create_app(SQLALCHEMY_ENGINE_OPTIONS={"poolclass": sa.NullPool})
 
 

@@ -20,7 +20,7 @@ def seconds() -> float:
 
 @bp.route("/query", methods=["GET", "POST"])
 def query():
-    """A query that takes its time."""
+    """Run a query that takes its time."""
     statement = text("select pg_backend_pid() from pg_sleep(:s)")
     if request.method == "GET":
         pid = run(statement, {"s": seconds()})[0][0]
@@ -31,14 +31,14 @@ def query():
 
 @bp.get("/slow")
 def slow():
-    """A request that takes its time, without the database."""
+    """Take time, without the database."""
     time.sleep(seconds())
     return jsonify(worker=os.getpid())
 
 
 @bp.get("/held")
 def held():
-    """A request that lasts until the test lets it go. It leaves a file that says that it has come."""
+    """Wait until the test lets the request go. It leaves a file that says that it has come."""
     folder = Path(os.environ["CHAOS_HELD"])
     (folder / f"came-{uuid.uuid4()}").touch()
     while not (folder / "go").exists():
@@ -49,20 +49,20 @@ def held():
 @bp.get("/unlimited")
 @unlimited
 def without_limit():
-    """The same, and it may."""
+    """Do the same, with leave to do so."""
     time.sleep(seconds())
     return jsonify(worker=os.getpid())
 
 
 @bp.get("/large")
 def large():
-    """An answer that does not fit into the kernel's buffers."""
+    """Send an answer that does not fit into the kernel's buffers."""
     return bytes(4 * 1024 * 1024)
 
 
 @bp.get("/stream")
 def stream():
-    """Lines that come one after the other."""
+    """Send lines one after the other."""
 
     def lines():
         for number in range(times):
@@ -82,7 +82,7 @@ def echo(number: int):
 
 @bp.post("/idle")
 def idle():
-    """A transaction that is left open while something else is done."""
+    """Leave a transaction open while something else is done."""
     db.session.execute(text("select 1"))
     time.sleep(seconds())
     db.session.execute(text("select 1"))
@@ -91,7 +91,7 @@ def idle():
 
 @bp.get("/two")
 def two():
-    """Two connections in one request."""
+    """Use two connections in one request."""
     with db.engine.connect() as first:
         first.execute(text("select 1"))
         time.sleep(seconds())
@@ -102,7 +102,7 @@ def two():
 
 @bp.get("/nested")
 def nested():
-    """A nested app context: a second session, and so a second connection."""
+    """Use a nested app context: a second session, and so a second connection."""
     db.session.execute(text("select 1"))
     time.sleep(seconds())
     with current_app._get_current_object().app_context():
