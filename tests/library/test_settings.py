@@ -177,6 +177,8 @@ def test_dead_keys_stop_the_start(monkeypatch: pytest.MonkeyPatch, dead: str, li
     (problem,) = problems(monkeypatch, **{dead: "20"})
     assert problem.startswith(f"{dead}='20'")
     assert f"set {living}" in problem
+    (problem,) = problems(monkeypatch, **{dead: "mysql://u:hunter2@h/d"})
+    assert problem.startswith(f"{dead}=***")
 
 
 @pytest.mark.parametrize(

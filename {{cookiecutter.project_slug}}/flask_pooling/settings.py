@@ -271,7 +271,7 @@ def dead_keys(names: Mapping[str, Any], options: Mapping[str, Any] | None = None
     for dead, living in DEAD_KEYS.items():
         if dead in names:
             why = f"Flask-SQLAlchemy has ignored this key since 3.0; set {living} in the environment"
-            said = f"{dead}={names[dead]!r}: {why}"
+            said = f"{dead}={_shown(names[dead])}: {why}"
             if str((options or {}).get(dead.removeprefix("SQLALCHEMY_").lower())) == str(names[dead]):
                 log.warning("%s", said)
             else:
@@ -306,7 +306,7 @@ def _is_the_apps(found: Any) -> bool:
 
 def _problem(settings: type[Settings], found: Any, environ: Mapping[str, str]) -> str:
     """Write `NAME='value': what is wrong`, or `NAME=***` for what may be a secret: a setting of the app's own that is
-    no number and no choice, or a URL in the wrong variable."""
+    no number and no choice."""
     reason = str(found["msg"]).removeprefix("Value error, ")
     if not found["loc"]:  # a validator of the whole model has said it
         return reason
@@ -316,5 +316,10 @@ def _problem(settings: type[Settings], found: Any, environ: Mapping[str, str]) -
         return f"{name} is not set"
     kind = settings.model_fields[field].annotation if field in settings.model_fields else None
     is_harmless = not _is_the_apps(found) or (isinstance(kind, type) and issubclass(kind, int | float | StrEnum))
-    shown = repr(value) if is_harmless and "@" not in str(value) else "***"
+    shown = _shown(value) if is_harmless else "***"
     return f"{name}={shown}: {''.join(f'{part}: ' for part in parts)}{reason}"
+
+
+def _shown(value: Any) -> str:
+    """Hide what may be a database's URL: it lands in the wrong variable easily."""
+    return "***" if "@" in str(value) else repr(value)
