@@ -97,9 +97,9 @@ def test_what_is_the_owners_stays(
         ({"poolclass": sa.StaticPool}, "poolclass=StaticPool: the plan has a QueuePool; leave it out"),
         ({"creator": print}, "creator: its connections would not have the plan's limits"),
         ({"pool": sa.create_engine("sqlite://").pool}, "pool: a pool of your own is not counted"),
-        ({"isolation_level": "AUTOCOMMIT"}, "AUTOCOMMIT: it would every statement would be committed"),
-        ({"execution_options": {"isolation_level": "AUTOCOMMIT"}}, "AUTOCOMMIT: it would"),
-        ({"connect_args": {"autocommit": True}}, "AUTOCOMMIT: it would"),
+        ({"isolation_level": "AUTOCOMMIT"}, "AUTOCOMMIT: every statement would be committed"),
+        ({"execution_options": {"isolation_level": "AUTOCOMMIT"}}, "AUTOCOMMIT: every statement"),
+        ({"connect_args": {"autocommit": True}}, "AUTOCOMMIT: every statement"),
     ],
 )
 @pytest.mark.parametrize("where", ["config", "constructor", "bind"])

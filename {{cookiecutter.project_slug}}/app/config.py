@@ -43,7 +43,7 @@ def _words(value: Any) -> Any:
 
 def _host(value: str) -> str:
     if not re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", value):
-        raise ValueError(f"{value!r} is not a host name, such as notes.example.org, or .example.org with all below it")
+        raise ValueError("is not a host name, such as notes.example.org, or .example.org with all below it")
     return value.lower()
 
 
