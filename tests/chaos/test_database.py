@@ -104,7 +104,7 @@ def test_sabotage_terminated(name: str, sabotaged: Callable[[str], Project], pos
 def restarted(
     project: Project, postgres: Postgres, how: signal.Signals, name: str, down: float, within: float = GENEROUS
 ) -> Result:
-    """:param within: the most seconds until it serves again."""
+    """Restart the server. :param within: the most seconds until it serves again."""
     result = Result(
         f"Postgres restarted: {name}", f"24 clients, 1 write to 4 reads, down for {down:g} s",
         f"503s only while it is down; first success <= {within:g} s after it accepts; no worker dies",

@@ -28,7 +28,7 @@ LEAST = {
 
 
 def hang(project: Project, postgres: Postgres, seconds: int, bar: float) -> Result:
-    """Two requests that hang take both threads of the only worker.
+    """Let two requests that hang take both threads of the only worker.
 
     :param bar: the most seconds until it serves again.
     """

@@ -178,7 +178,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             told = [found for found in error.errors() if not (numbers_only and _is_the_apps(found))]
             problems += [_problem(cls, found, environ) for found in told]
-            # What depends on other values is looked at with the defaults in the place of those that are wrong.
+            # Values that depend on each other are checked with defaults in the place of the wrong ones.
             wrong = {str(found["loc"][0]) for found in error.errors() if found["loc"]}
             fields = cls.model_fields
             defaults = {name: fields[name].get_default(call_default_factory=True) for name in wrong & fields.keys()}
@@ -199,9 +199,8 @@ class Settings(BaseSettings):
         return os.environ
 
     def problems(self) -> Iterator[str]:
-        """What is wrong with values that are right one by one, but not together. A class that derives from this adds
-        its own."""
-        # Each wait must end before the one around it does, or the outer one gives up on work that still goes on.
+        """Name the values that are right one by one, but not together. A class that derives from this adds its own."""
+        # Each wait must end before the one around it, which would give up on work that still runs.
         connect, wait, statement = self.db_connect_timeout, self.db_pool_timeout, self.db_statement_timeout
         if connect > wait:
             yield f"DB_CONNECT_TIMEOUT={connect:g} must be at most DB_POOL_TIMEOUT={wait:g}"
