@@ -253,7 +253,7 @@ def test_without_the_example(copy: Path):
         (copy / name).unlink()
     for name, old, new in (
         ("app/models.py", r"\n\n\nclass Note\(.*\Z", "\n"),
-        ("app/__init__.py", r", notes(?=[,)])|    app\.register_blueprint\(notes\.bp\)\n", ""),
+        ("app/__init__.py", r", notes(?=[,)\n])|    app\.register_blueprint\(notes\.bp\)\n", ""),
         ("app/home.py", r'        "notes": [^\n]*\n', ""),
     ):
         assert f"`{name}`" in readme

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+from tests.bench import growth as fleets
 from tests.bench import inprocess, load, machine, report, rounds, servers
 from tests.bench.project import HERE, LONGEST, MAX_CONNECTIONS, SERVER_SETTINGS, TEMPLATE, Project, baked
 
 RESULTS = HERE / "results"
 CHART = TEMPLATE / "docs" / "bench.svg"
+GROWTH = TEMPLATE / "docs" / "growth.svg"
 MEMORY_REQUESTS = 10_000
 
 
@@ -185,10 +187,19 @@ def instructions(project: Project, options: argparse.Namespace) -> None:
     rounds.store(options.out or RESULTS / "instructions.json", {"measured": time.strftime("%Y-%m-%d"), "rows": rows})
 
 
+def growth(project: Project, options: argparse.Namespace) -> None:
+    """Count connections at the server and at the poolers, from 10 instances to 1,000."""
+    rows = fleets.grow(project, options.fleets)
+    say(report.growth(rows))
+    rounds.store(options.out or RESULTS / "growth.json", {"measured": time.strftime("%Y-%m-%d"), "rows": rows})
+
+
 def chart(project: None, options: argparse.Namespace) -> None:
     """Draw the picture of stored results, and the table of the README."""
-    from tests.bench.chart import draw
+    from tests.bench.chart import draw, draw_growth
 
+    if (grown := RESULTS / "growth.json").exists():
+        draw_growth(json.loads(grown.read_text())["rows"], GROWTH)
     result = json.loads((options.out or RESULTS / "bench.json").read_text())
     draw(result, "read", CHART)
     counted = json.loads((RESULTS / "instructions.json").read_text())["rows"]
@@ -237,6 +248,8 @@ def parser() -> argparse.ArgumentParser:
     sub = part(instructions)
     sub.add_argument("--workloads", type=words, default=["read", "page", "write"])
     sub.add_argument("--requests", type=int, default=150)
+    sub = part(growth)
+    sub.add_argument("--fleets", type=sizes, default=fleets.FLEETS, help="instances x poolers, as 50x1,200x2")
     part(chart, needs_project=False)
     return parser
 

@@ -46,6 +46,37 @@ def draw(result: dict[str, Any], workload: str, path: Path) -> None:
         f" {machine['cpus']} cpus, Python {machine['python']}, PostgreSQL {machine['postgres']}",
         fontsize=7,
     )
+    save(figure, path)
+
+
+def draw_growth(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw what the clients of a fleet are, and what the server sees of them."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "path", "font.size": 9})
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    planned = sorted({(row["instances"], row["clients_planned"]) for row in rows})
+    axes.plot(*zip(*planned, strict=True), color=OTHERS, label="the services' connections, by plan")
+    for poolers, marker in ((0, "s"), (1, "o"), (2, "^")):
+        name = {0: "no pooler", 1: "one PgBouncer"}.get(poolers, f"{poolers} PgBouncers")
+        for key, colour, what in (("clients", RANGES, "clients"), ("server", OURS, "server's connections")):
+            found = [(row["instances"], row[key]) for row in rows if row["poolers"] == poolers and row.get(key)]
+            if found:
+                axes.plot(*zip(*found, strict=True), marker, color=colour, label=f"{what}, measured: {name}")
+    usable = max(row["usable"] for row in rows)
+    axes.axhline(usable, color=OTHERS, linestyle="--", label=f"what the server may give: {usable}")
+    axes.set(xscale="log", yscale="log", xlabel="instances", ylabel="connections")
+    axes.set_xticks(sorted({row["instances"] for row in rows}), labels=sorted({row["instances"] for row in rows}))
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
     picture = io.StringIO()
     figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     path.parent.mkdir(parents=True, exist_ok=True)

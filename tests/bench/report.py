@@ -255,3 +255,10 @@ def footnote(rows: list[Row]) -> str:
         f" is between the lowest and the highest of them with a probability of {confidence:.0%}. Where these differ by"
         f" more than {NOISY}x, or there are fewer than {FEW}, the ratio is called too noisy."
     )
+
+
+def growth(rows: list[Row]) -> str:
+    """Connections by the size of the fleet: what the plan says, and what was open while it was busy."""
+    head = ["instances", "PgBouncers", "clients by plan", "clients", "server may", "server's peak", "refused"]
+    keys = ("instances", "poolers", "clients_planned", "clients", "usable", "server", "failed")
+    return table(head, ([row.get(key, "-") for key in keys] for row in rows))
