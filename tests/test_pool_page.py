@@ -22,7 +22,9 @@ def service(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         environ = LEAST | {"DATABASE_URL": url, "PYTHONPATH": str(folder)}
         assert run("APP_ENV=production .venv/bin/python -m flask db upgrade", installed, **environ).returncode == 0
         port = free_port()
-        with served("exec .venv/bin/python -m gunicorn troubled:app", installed, port, **environ):
+        # A pool that stays full is logged with its traceback.
+        command = "exec .venv/bin/python -m gunicorn troubled:app"
+        with served(command, installed, port, mistakes=True, **environ):
             yield port
 
 

@@ -92,7 +92,7 @@ def vanished(project: Project, network: Network, postgres: Postgres, held: str, 
             network.vanish()
         with load:
             if in_flight:
-                busy = "select 1 from pg_stat_activity where query like '%pg_sleep%' and state = 'active'"
+                busy = "select 1 from pg_stat_activity where query like '%%pg_sleep%%' and state = 'active'"
                 wait_for(lambda: len(postgres.ask(busy)) > slots, GENEROUS, f"{slots} queries")  # and the one that asks
                 network.vanish()
             gone = time.monotonic()
