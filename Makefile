@@ -27,7 +27,7 @@ LOCK = UV="$$PWD/.venv/bin/uv" sh "$(PROJECT)/requirements/lock"
 
 # pytest closes its usual folder to other users, also in a project that is tested. As root, the tests' Postgres runs as
 # nobody and could not enter it. So the tests have a folder of their own.
-PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && .venv/bin/python -m pytest --basetemp "$$folder/pytest"
+PYTEST = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT INT TERM && MYPY_CACHE_DIR="$$folder/mypy" .venv/bin/python -m pytest --basetemp "$$folder/pytest"
 
 .PHONY: help demo .tools test bench chaos lint lock record clean
 

@@ -23,6 +23,10 @@ HERE = Path(__file__).parent
 # What is loaded from the template's copy must leave nothing there that would be baked.
 sys.dont_write_bytecode = True
 
+# mypy looks at the same packages again and again: each process of the tests has one cache for it.
+if "MYPY_CACHE_DIR" in os.environ:
+    os.environ["MYPY_CACHE_DIR"] += os.environ.get("PYTEST_XDIST_WORKER", "")
+
 # How long an example takes is the machine's affair.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")

@@ -27,10 +27,23 @@ def development(url: str) -> dict[str, str]:
     return {"APP_ENV": "development", "DATABASE_URL": url}
 
 
-@pytest.fixture
-def server(installed: Path, tmp_path: Path) -> Iterator[str]:
-    with postgres(installed, tmp_path / "data", "service") as url:
+@pytest.fixture(scope="module")
+def cluster(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with postgres(installed, tmp_path_factory.mktemp("cluster") / "data", "service") as url:
         yield url
+
+
+@pytest.fixture
+def server(cluster: str) -> str:
+    """The URL of a database that is new for each test."""
+    with psycopg.connect(
+        cluster.replace("//app@", "//postgres@").replace("/service?", "/postgres?"), autocommit=True
+    ) as admin:
+        for name in ("service", "second"):
+            admin.execute(f"drop database if exists {name} with (force)")
+        admin.execute("alter role app reset all")
+        admin.execute("create database service owner app")
+    return cluster
 
 
 def follow(project: Path, name: str, *, after: str, body: str = "pass") -> Path:
