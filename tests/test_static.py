@@ -69,7 +69,7 @@ def test_plain_english(template: Path):
     for name, content in files(template).items():
         if re.search(r"_?cache(__)?/|\.(png|json)$|requirements.*\.txt$|/results/|^LICENSE$", name):
             continue
-        text = content.decode()
+        text = content.decode(errors="replace")
         assert not ODD_WORDS.search(text), (name, ODD_WORDS.search(text))
         for node in ast.walk(ast.parse(text)) if name.endswith(".py") else ():
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

@@ -3,8 +3,7 @@
     make load                                        50 users for 10 seconds
     make load ARGS="--users 200 --run-time 60s"      Locust's own options
 
-A user sends its next request when it has its answer, so users send fewer when the service is slow. With
-`wait_time = constant_throughput(1)` each sends one a second, and times include the wait, as real users would see it.
+A user sends its next request when it has its answer; with `wait_time = constant_throughput(1)` it sends one a second.
 The tasks only read. Fill the tables first: an empty page costs less than yours will.
 """
 

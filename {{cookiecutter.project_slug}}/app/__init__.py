@@ -13,8 +13,7 @@ from app.config import POOLS, Settings, for_flask
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Build the app.
 
-    :param config: values that a test changes, as in Flask's tutorial. With `{"TESTING": True}` the app has the settings
-        of tests.
+    :param config: values that a test changes, as in Flask's tutorial; `{"TESTING": True}` takes the settings of tests.
     :raises SettingsError: the settings cannot be used.
     """
     # Imported here, so that gunicorn.conf.py can import app.config without the rest.

