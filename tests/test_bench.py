@@ -1,4 +1,4 @@
-"""What the documents say of speed is what `make bench` has stored; tests/chaos/test_bench.py runs it."""
+"""The documents have the figures of speed that `make bench` has stored; tests/chaos/test_bench.py runs it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""How connections grow with instances: many small processes, one or two real PgBouncers, one real Postgres.
+"""Connections that grow with the instances: many small processes, one or two real PgBouncers, one real Postgres.
 
 Each instance is a process with the service's own engine. It holds all the connections that its plan allows, and keeps
 sending statements through them, as if every slot were busy.
@@ -29,7 +29,7 @@ START_SECONDS = 120
 
 
 def planned(project: Project, instances: int, poolers: int) -> dict[str, Any]:
-    """What `flask pool plan` says of a fleet."""
+    """Return what `flask pool plan` says of a fleet."""
     pooler = {"DB_POOLER": "pgbouncer", "DB_POOLERS": str(poolers)} if poolers else {}
     options = [f"--{name}={value}" for name, value in {"instances": instances, **MACHINE}.items()]
     environ = pooler | {"DB_MAX_CONNECTIONS": str(MAX_CONNECTIONS)}
