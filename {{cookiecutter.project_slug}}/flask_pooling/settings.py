@@ -173,8 +173,9 @@ class Settings(BaseSettings):
         wrong: set[str] = set()
         try:
             settings = cls(**given)
-        except NoJson as error:  # in a list or a model of the app's own
-            raise SettingsError([*problems, str(error)]) from None
+        except NoJson as error:  # in a list or a model of the app's own; pydantic looks no further
+            (field,) = re.findall('field "(.+?)"', str(error))
+            raise SettingsError([*problems, f'{field.upper()}: is not JSON, such as ["one", "two"]']) from None
         except ValidationError as error:
             told = [found for found in error.errors() if not (numbers_only and _is_the_apps(found))]
             problems += [_problem(cls, found, environ) for found in told]
