@@ -334,12 +334,12 @@ def test_the_unit_is_hardened(units: Path):
 def test_a_restart_loses_no_request(installed: Path, database: str, tmp_path: Path):
     """The socket is systemd's, so it is open while gunicorn is not. A client that connects meanwhile waits."""
     unit = (installed / "deploy" / "systemd" / "web.service").read_text()
-    start = re.search(r"^ExecStart=/srv/%p/(.*)$", unit, re.MULTILINE)
+    start = re.search(r"^ExecStart=/bin/sh -c '(.*)'$", unit, re.MULTILINE)
     assert start
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as held:
         port, number = held.getsockname()[1], held.fileno()
         # What systemd does: the socket is number 3, and LISTEN_PID is the process that it is for.
-        command = f"export LISTEN_FDS=1 LISTEN_PID=$$; exec '{installed}/{start[1]}' 3<&{number}"
+        command = f"export LISTEN_FDS=1 LISTEN_PID=$$; exec 3<&{number}; {start[1].replace('$$', '$')}"
         environ = environment(database, PORT=free_port())
         with contextlib.ExitStack() as stack:
             load = None
@@ -484,17 +484,20 @@ def listens(port: int) -> bool:
 
 
 def test_procfile(installed: Path, database: str):
-    """As a platform runs it: each line by a shell, and the port from PORT. WEB_HOST lets the platform's router in."""
+    """As a platform runs it: each line by a shell, and the port from PORT. WEB_HOST lets the platform's router in. Each
+    other setting is set, and empty."""
     lines = dict(line.split(": ", 1) for line in (installed / "Procfile").read_text().splitlines())
     assert lines.keys() == {"release", "web"}
     assert "\n-r requirements/prod.txt\n" in (installed / "requirements.txt").read_text()
     assert "WEB_HOST=0.0.0.0" in lines["web"]
-    environ = {
+    settings = re.findall(r"^# ([A-Z_]+)=", (installed / ".env.example").read_text(), re.MULTILINE)
+    assert {"WEB_CONCURRENCY", "WEB_PROBE_PORT", "DB_POOLER", "APP_ENV"} <= {*settings}
+    environ = dict.fromkeys(settings, "") | {
         "PATH": f"{installed}/.venv/bin:{os.environ['PATH']}", "DATABASE_URL": database, "SECRET_KEY": SECRET
     }  # fmt: skip
     subprocess.run(["sh", "-c", lines["release"]], cwd=installed, env=CLEAN | environ, check=True, timeout=600)
     web = lines["web"].replace("0.0.0.0", "127.0.0.1")  # noqa: S104
-    with served(web.replace("gunicorn", "exec gunicorn"), installed, free_port(), signal.SIGTERM, **environ) as address:
+    with served(web, installed, free_port(), signal.SIGTERM, **environ) as address:
         assert ask(address, "/api/notes")[0] == 200
         assert [ask(address, probe)[0] for probe in ("/livez", "/readyz")] == [200, 200]
 

@@ -29,7 +29,7 @@ def database() -> Iterator[str]:
     if url := os.environ.get("DATABASE_URL"):
         yield url
         return
-    given = os.environ.get("DB_MAX_CONNECTIONS", str(defaults.MAX_CONNECTIONS))
+    given = os.environ.get("DB_MAX_CONNECTIONS") or str(defaults.MAX_CONNECTIONS)
     if not given.isdecimal():
         sys.exit(f"DB_MAX_CONNECTIONS={given!r}: is not a whole number")
     print(f"Starting Postgres in {DATA}, max_connections={given} (set DATABASE_URL to use another)", flush=True)
@@ -57,7 +57,9 @@ def main() -> int:
         signal.signal(number, stop)
     with database() as url:
         os.environ |= {"APP_ENV": "production", "DATABASE_URL": url}
-        os.environ.setdefault("SECRET_KEY", secrets.token_hex(32))
+        os.environ["SECRET_KEY"] = os.environ.get("SECRET_KEY") or secrets.token_hex(32)
+        if not os.environ.get("WEB_CONCURRENCY"):
+            os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn fails on an empty one
         return run("flask", "db", "upgrade") or run("gunicorn")
 
 
