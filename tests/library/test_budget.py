@@ -22,8 +22,7 @@ from tests.serving import call, command, free_port, serving, wait_until
 PLAN = plan(cpus=2, memory_mib=4096, max_connections=100, instances=2)  # 24 of 87
 SERVER = Server(
     max_connections=100,
-    superuser_reserved=3,
-    role_reserved=0,
+    kept=3,
     role_limit=-1,
     database_limit=-1,
     obeys=True,
@@ -41,8 +40,8 @@ SERVER = Server(
         ({}, 87, None),
         ({"max_connections": 37}, 24, None),
         ({"max_connections": 36}, 23, "24 > 23 .max_connections 36"),
-        ({"max_connections": 40, "role_reserved": 5}, 22, "24 > 22 .max_connections"),
-        ({"superuser_reserved": 80}, 10, "24 > 10 .max_connections"),
+        ({"max_connections": 40, "kept": 8}, 22, "24 > 22 .max_connections"),
+        ({"kept": 80}, 10, "24 > 10 .max_connections"),
         ({"role_limit": 24}, 24, None),
         ({"role_limit": 23}, 23, "24 > 23 .the role's connection limit"),
         ({"database_limit": 5}, 5, "24 > 5 .the database's connection limit"),
@@ -188,7 +187,7 @@ def test_the_live_server_is_asked(make_plain: Callable[..., Flask], postgres_url
             admin.execute("alter role app connection limit -1")
             for connection in another:
                 connection.close()
-    assert (asked.max_connections, asked.superuser_reserved, asked.role_limit) == (100, 3, 50)
+    assert (asked.max_connections, asked.kept, asked.role_limit) == (100, 3, 50)
     assert (asked.connected["web"], asked.connected["worker"]) == (1, 1)
     assert asked.connected_others >= len(another)
     assert asked.connected_role == 2 + 1  # two here, and one in another database

@@ -4,7 +4,7 @@ import doctest
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -235,6 +235,7 @@ def test_many_poolers_share_what_one_may_have(more: dict[str, Any], sizes: tuple
     assert note in chosen.notes[-1]
 
 
+@settings(deadline=None)
 @given(numbers())
 def test_every_remedy_leads_on_when_it_is_followed(inputs: dict[str, Any]) -> None:
     """It cures what it was offered for. Where several things are wrong at once, following them one by one ends well."""

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling.engine import name_of
 from flask_pooling.process import CLI, WEB
@@ -17,15 +15,14 @@ from flask_pooling.sizing import SUPERUSER_RESERVED, Plan, counted
 # their database. reserved_connections exists since Postgres 16. Only the server's own limit holds a superuser.
 FACTS = sa.text("""
     select current_setting('max_connections')::int as max_connections,
-           current_setting('superuser_reserved_connections')::int as superuser_reserved,
-           coalesce(current_setting('reserved_connections', true)::int, 0) as role_reserved,
+           current_setting('superuser_reserved_connections')::int
+           + coalesce(current_setting('reserved_connections', true)::int, 0) as kept,
            case when rolsuper then -1 else rolconnlimit end as role_limit,
            case when rolsuper then -1 else datconnlimit end as database_limit,
            (select source = 'client' from pg_settings where name = 'client_connection_check_interval') as obeys,
            (select json_agg(json_build_array(application_name, usename = rolname, pg_stat_activity.datname = d.datname))
-            from pg_stat_activity
-            where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid()
-           ) as clients
+            from pg_stat_activity where datid is not null and backend_type is distinct from 'parallel worker'
+            and pid <> pg_backend_pid()) as clients
     from pg_roles, pg_database as d where rolname = current_user and d.datname = current_database()
 """)
 # What the server, or a pooler, says when it has no connection left.
@@ -39,8 +36,7 @@ class Server:
     """The server's limits, and who is connected. A limit of -1 means none."""
 
     max_connections: int
-    superuser_reserved: int
-    role_reserved: int
+    kept: int  # for superusers and the roles of reserved_connections: no ordinary role gets these
     role_limit: int
     database_limit: int
     obeys: bool  # the time limits that a connection brings along
@@ -52,7 +48,7 @@ class Server:
     @property
     def for_roles(self) -> int:
         """Connections for all ordinary roles together."""
-        return self.max_connections - self.superuser_reserved - self.role_reserved
+        return self.max_connections - self.kept
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class Verdict:
         return "the plan does not fit" if self.problems else fits
 
 
-def ask(plan: Plan, engine: Engine, name: str) -> Server:
+def ask(plan: Plan, engine: sa.Engine, name: str) -> Server:
     """Ask the server, over a connection of the app's own engine.
 
     :param plan: the server's.
@@ -97,7 +93,7 @@ def ask(plan: Plan, engine: Engine, name: str) -> Server:
     )
 
 
-def driver_message(error: SQLAlchemyError) -> str:
+def driver_message(error: sa.exc.SQLAlchemyError) -> str:
     """Return the driver's message, in one line, and the remedy if a pooler says it."""
     said = " ".join(str(getattr(error, "orig", error)).split())
     return f"{said}; it is a pooler: set DB_POOLER=pgbouncer, and no options" if REFUSES_OPTIONS.search(said) else said
@@ -109,15 +105,12 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
     :param starting: an instance is about to start, so its connections come on top of those that are open. That is a
         problem only where both cannot fit: open connections may be left over from a host that has died.
     """
-    kept = server.max_connections - server.for_roles
-    on_server = f"max_connections {server.max_connections} - {kept} kept by the server"
-    # Each limit, the connections that count towards it now, and the number of databases that each have this limit.
-    open_to = [(on_server, server.for_roles, sum(server.connected.values()) + server.connected_others, 1)]
-    if server.role_limit >= 0:
-        open_to.append(("the role's connection limit", server.role_limit, server.connected_role, 1))
-    if server.database_limit >= 0:
-        of_database = "the database's connection limit", server.database_limit
-        open_to.append((*of_database, server.connected_database, 1 + plan.binds))
+    on_server = f"max_connections {server.max_connections} - {server.kept} kept by the server"
+    connected = sum(server.connected.values()) + server.connected_others
+    # Each limit with the connections that count towards it now, and how many of the databases have as much each.
+    limits = [("the role's connection limit", server.role_limit, server.connected_role, 1)]
+    limits += [("the database's connection limit", server.database_limit, server.connected_database, 1 + plan.binds)]
+    open_to = [(on_server, server.for_roles, connected, 1), *(each for each in limits if each[1] >= 0)]
     planned = {name: limit * databases for name, limit, _, databases in open_to[1:]}
     planned |= {f"{on_server} - {plan.reserved} reserved": server.for_roles - plan.reserved}
     usable = min(planned.values())
@@ -126,9 +119,8 @@ def judge(plan: Plan, server: Server, *, starting: bool = False) -> Verdict:
     if plan.pooler != "none":
         # Only the poolers connect to the server, and their own configuration sizes their pools.
         opened = plan.connections_per_pooler * plan.poolers * (1 + plan.binds)
-        no_more = f"{usable} usable; raise max_connections, or reserve less in {reserve}"
         if usable < 1:
-            problems.append(f"no connection is left for {plan.pooler}: {no_more}")
+            problems.append(f"no connection is left for {plan.pooler}: {usable} usable; raise max_connections")
         elif opened > usable:
             may_open = f"{plan.pooler} with the plan's sizes may open {opened} connections, and {usable} are usable"
             warnings.append(f"{may_open}; set {plan.giving(usable + SUPERUSER_RESERVED + plan.reserved)}")

@@ -12,7 +12,6 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from flask_pooling import budget, sizing, version
@@ -21,7 +20,6 @@ from flask_pooling.fleet import fleet
 from flask_pooling.settings import PLANNED_WITH, Settings, SettingsError
 from flask_pooling.urls import database_url
 
-UNKNOWN = "the database's URL has to name a role: postgresql://role@host/name"
 AFTERWARDS = """\
 -- Then run RECONNECT in the console of each PgBouncer: its new connections to the server have the time limits.
 -- To undo this, run the lines with SET as RESET, without the value; then RECONNECT, and restart the service."""
@@ -38,12 +36,8 @@ def register(app: Flask, settings: type[Settings]) -> None:
 def _options_for_settings(command: Any) -> Any:
     """Add an option for each number of a plan that comes from a setting, with the limits of that setting."""
     for number, name in reversed(PLANNED_WITH.items()):
-        command = click.option(
-            f"--{number.replace('_', '-')}",
-            metavar={"jobs": "worker=2x4,beat=1x1", "bind_servers": "reports=100"}.get(number, "VALUE"),
-            callback=_as_the_setting,
-            help=f"Instead of {name.upper()}.",
-        )(command)
+        words: dict[str, Any] = {"help": f"Instead of {name.upper()}, in the same form.", "metavar": "VALUE"}
+        command = click.option(f"--{number.replace('_', '-')}", callback=_as_the_setting, **words)(command)
     return command
 
 
@@ -66,12 +60,9 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from None
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, commands=[fleet])
 def pool() -> None:
     """Workers, threads and database connections: how many, and why."""
-
-
-pool.add_command(fleet)
 
 
 @pool.command()
@@ -91,12 +82,10 @@ def plan(as_json: bool, for_pgbouncer: bool, **what_if: Any) -> None:
     what_if |= {"pooler": "pgbouncer"} if for_pgbouncer else {}
     settings: type[Settings] = current_app.extensions["pooling_settings"]
     chosen = settings.load(numbers_only=True).plan_if(**what_if)
-    if as_json:
-        click.echo(json.dumps(plan_as_dict(chosen)))
-    elif for_pgbouncer:
-        click.echo("\n".join(f"{name} = {size}" for name, size in chosen.pooler_sizes.items()))
-    else:
-        click.echo(_table(_described(chosen)))
+    shown = json.dumps(plan_as_dict(chosen)) if as_json else _table(_described(chosen))
+    if for_pgbouncer:
+        shown = "\n".join(f"{name} = {size}" for name, size in chosen.pooler_sizes.items())
+    click.echo(shown)
 
 
 def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
@@ -108,23 +97,21 @@ def plan_as_dict(chosen: sizing.Plan) -> dict[str, Any]:
 
 def _described(chosen: sizing.Plan) -> Iterator[tuple[str, str]]:
     """Describe the plan for a person: every number with the sum that it came from."""
-    by_cpus = sizing.workers_for_cpus(chosen.cpus, chosen.worker_class)
-    by_memory = sizing.workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
-    bounds = f"{by_cpus} by cpus, {by_memory} by memory ({chosen.worker_memory_mib} MiB each)"
-    slots, databases = chosen.slots, f" x {1 + chosen.binds} databases" if chosen.binds else ""
+    by_memory = f"{chosen.workers_by_memory} by memory ({chosen.worker_memory_mib} MiB each)"
+    bounds = f"{chosen.workers_by_cpus} by cpus, {by_memory}, {sizing.MAX_WORKERS} by cap"
     held = sizing.counted(chosen.connections_per_instance, "connection")
     yield "machine", f"{chosen.cpus:g} cpu{'' if chosen.cpus == 1 else 's'}, {chosen.memory_mib} MiB"
-    yield "workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}, {sizing.MAX_WORKERS} by cap"
-    yield "threads", f"{chosen.threads} a worker: {chosen.workers} x {chosen.threads} = {slots} requests at once"
-    rate = f"{slots / MEAN_SECONDS:.0f} requests a second if each takes {MEAN_SECONDS} seconds"
-    yield "capacity", f"{rate}: {slots} / {MEAN_SECONDS}"
+    yield "workers", f"{chosen.workers} {chosen.worker_class}: at most {bounds}"
+    yield "threads", f"{chosen.threads} a worker: {chosen.workers} x {chosen.threads} = {chosen.slots} requests at once"
+    rate = f"{chosen.slots / MEAN_SECONDS:.0f} requests a second if each takes {MEAN_SECONDS} seconds"
+    yield "capacity", f"{rate}: {chosen.slots} / {MEAN_SECONDS}"
     yield "pool", f"{chosen.pool_size} + {chosen.max_overflow} overflow a worker"
     yield "one instance", f"{chosen.workers} x {chosen.connections_per_worker} = {held}"
     for name, server in chosen.servers.items():
         yield f"on {name}" if name else "all instances", server.sum
     for name, job in chosen.jobs.items():
         connections = sizing.counted(chosen.connections_of(job), "connection")
-        yield "job", f"{name}: {job}{databases} = {connections}"
+        yield "job", f"{name}: {job}{chosen.databases} = {connections}"
     for note in chosen.notes:
         yield "note", note
 
@@ -147,8 +134,8 @@ def check(as_json: bool) -> None:
         try:
             verdict = budget.judge(chosen, budget.ask(chosen, engine, name))
         except SQLAlchemyError as error:
-            said = f"the database cannot be asked: {budget.driver_message(error)}"
-            raise click.UsageError(chosen.named(said)) from None
+            said = chosen.named(f"the database cannot be asked: {budget.driver_message(error)}")
+            raise click.UsageError(said) from None
         verdicts[chosen.server] = asdict(verdict) | {"holds": verdict.holds}
         rows += _judged(chosen, verdict)
     if "" not in verdicts:
@@ -162,15 +149,13 @@ def check(as_json: bool) -> None:
 def _judged(chosen: sizing.Plan, verdict: budget.Verdict) -> Iterator[tuple[str, str]]:
     server = verdict.server
     connected = "".join(f"{count} {kind}, " for kind, count in server.connected.items())
-    total = server.max_connections
-    yield "server", chosen.named(f"max_connections {total}, {total - server.for_roles} of them reserved by the server")
+    yield "server", chosen.named(f"max_connections {server.max_connections}, {server.kept} reserved by the server")
     yield "role limit", "none" if server.role_limit < 0 else str(server.role_limit)
     yield "database limit", "none" if server.database_limit < 0 else str(server.database_limit)
     yield "connected now", f"{connected}{server.connected_others} of others"
     yield "usable", f"{verdict.usable} after {chosen.reserved} reserved"
     yield "peak", f"{verdict.peak}: {chosen.sum}"
-    yield from (("problem", problem) for problem in verdict.problems)
-    yield from (("warning", warning) for warning in verdict.warnings)
+    yield from [("problem", each) for each in verdict.problems] + [("warning", each) for each in verdict.warnings]
     yield "verdict", verdict.words
 
 
@@ -185,14 +170,12 @@ def limit(apply: bool, admin_url: str | None) -> None:
     role its time limits in the service's databases. Transactions then need not send them.
     """
     state = current_app.extensions["flask_pooling"]
-    settings, url, urls = state.settings, state.first.url, {each.url for each in state.db.engines.values()}
-    role, statements = url.username, {}
-    for chosen, engine, _ in state.servers():
-        if not engine.url.username:
-            raise click.UsageError(chosen.named(UNKNOWN))
-        statements[chosen.server] = [*_limits(chosen, settings, engine.url, urls)]
-    if "" not in statements:
-        raise click.UsageError(UNKNOWN)
+    settings, url, role = state.settings, state.first.url, state.first.url.username
+    urls = {engine.url for engine in state.db.engines.values()}
+    asked = {chosen.server: (chosen, engine.url) for chosen, engine, _ in state.servers()}
+    if "" not in asked or not all(theirs.username for _, theirs in asked.values()):
+        raise click.UsageError("each URL of a database has to name a role: postgresql://role@host/name")
+    statements = {server: [*_limits(*each, settings, urls)] for server, each in asked.items()}
     for server, lines in statements.items():
         click.echo((f"-- On the server of {server}:\n" if server else "") + ";\n".join(lines) + ";")
     if settings.db_pooler != "none":
@@ -209,11 +192,11 @@ def limit(apply: bool, admin_url: str | None) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="DATABASE_ADMIN_URL") from None
     except SQLAlchemyError as error:
-        who = f"DATABASE_ADMIN_URL has to name a superuser, or a role with CREATEROLE and ADMIN on {role}"
-        raise click.ClickException(f"the limit cannot be set: {budget.driver_message(error)}\n{who}") from None
+        said = f"DATABASE_ADMIN_URL has to name a role that may set the limit of {role}: {budget.driver_message(error)}"
+        raise click.ClickException(said) from None
 
 
-def _limits(chosen: sizing.Plan, settings: Settings, url: URL, urls: set[URL]) -> Iterator[str]:
+def _limits(chosen: sizing.Plan, url: sa.URL, settings: Settings, urls: set[sa.URL]) -> Iterator[str]:
     """Give the role its limits on the server of that URL."""
     role = f"ALTER ROLE {sql.Identifier(str(url.username)).as_string()}"
     yield f"{role} CONNECTION LIMIT {chosen.role_limit}"

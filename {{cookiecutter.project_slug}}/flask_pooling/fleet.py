@@ -34,8 +34,9 @@ from flask_pooling.sizing import DEFAULT_RESERVED, SUPERUSER_RESERVED, counted, 
 
 # A role needs pg_read_all_stats to see the names of others' connections.
 CONNECTED = """
-    select coalesce(nullif(application_name, ''), 'no name'), count(*)::int from pg_stat_activity
-    where datid is not null and backend_type is distinct from 'parallel worker' and pid <> pg_backend_pid() group by 1
+    select coalesce(nullif(application_name, ''), 'no name'), count(*) filter (where pid <> pg_backend_pid())::int,
+           current_setting('max_connections')::int
+    from pg_stat_activity where datid is not null and backend_type is distinct from 'parallel worker' group by 1
 """
 
 
@@ -91,42 +92,38 @@ class Fleet(_Table):
     def on(self, server: str) -> dict[str, Service]:
         return {name: service for name, service in self.services.items() if server in service.servers}
 
-    def needed(self, server: str) -> dict[str, int]:
-        return {name: sum(service.held().values()) for name, service in self.on(server).items()}
 
-    def problems(self) -> Iterator[str]:
-        """Name each server where the sum does not fit, and what would help."""
-        for name, server in self.servers.items():
-            ours, usable, pooled = self.on(name), server.usable, server.pooler != "none"
-            needed = server.poolers * len(ours) if pooled else sum(self.needed(name).values())
-            if needed <= max(0, usable):
-                continue
-            each = f" (one for each {server.pooler} and service)" if pooled else ""
-            ways = [f"servers.{name}.max_connections={needed - usable + server.max_connections}"]
-            if not pooled:
-                ways += self._smaller(ours, usable - needed)
-                ways += [f'servers.{name}.pooler="pgbouncer"'] if usable >= len(ours) else []
-            sum_of_it = f"{needed}{each} > {usable} usable ({left_over(server.max_connections, server.reserved)})"
-            yield f"{name}: {sum_of_it}; what would help: {' or '.join(ways)}"
+def summed(name: str, server: Server, ours: dict[str, Service]) -> tuple[dict[str, Any], str, list[str]]:
+    """Return the sums of a server, its line, and what does not fit there with what would help.
 
-    @staticmethod
-    def _smaller(ours: dict[str, Service], missing: int) -> Iterator[str]:
-        """Suggest smaller numbers for the largest service."""
-        name, largest = max(ours.items(), key=lambda item: item[1].held()[""])
-        for number in "instances", "pool_size":
-            for value in range(getattr(largest, number) - 1, 0, -1):
-                if largest.model_copy(update={number: value}).held()[""] <= largest.held()[""] + missing:
-                    yield f"services.{name}.{number}={value}"
-                    break
+    Behind a pooler each service has a database of its own.
+    """
+    services = {each: sum(service.held().values()) for each, service in ours.items()}
+    needed, usable, behind = sum(services.values()), server.usable, server.pooler != "none"
+    sums = {"usable": usable, "connections": needed, "services": services}
+    opened = server.poolers * len(ours) if behind else needed
+    line = f"{name}: {needed} of {counted(usable, 'connection')}"
+    if behind:
+        most = max(0, usable) // max(1, opened)
+        line = f"{name}: {needed} clients of {server.poolers} x {server.pooler}, max_db_connections={most}"
+    if opened <= max(0, usable):
+        return sums, line, []
+    ways = [f"servers.{name}.max_connections={opened - usable + server.max_connections}"]
+    if not behind:
+        ways += _smaller(ours, usable - opened)
+        ways += [f'servers.{name}.pooler="pgbouncer"'] if usable >= len(ours) else []
+    each = f" (one for each {server.pooler} and service)" if behind else ""
+    problem = f"{opened}{each} > {usable} usable ({left_over(server.max_connections, server.reserved)})"
+    return sums, line, [f"{name}: {problem}; what would help: {' or '.join(ways)}"]
 
-    def total(self, name: str) -> str:
-        """Say what the services need, and what their server has. Behind a pooler each has a database of its own."""
-        server, needed = self.servers[name], sum(self.needed(name).values())
-        if server.pooler == "none":
-            return f"{needed} of {counted(server.usable, 'connection')}"
-        poolers = f"{server.poolers} x {server.pooler}" if server.poolers > 1 else server.pooler
-        most = max(0, server.usable) // (server.poolers * max(1, len(self.on(name))))
-        return f"{needed} clients of {poolers}, max_db_connections={most}"
+
+def _smaller(ours: dict[str, Service], missing: int) -> Iterator[str]:
+    """Suggest smaller numbers for the largest service."""
+    name, largest = max(ours.items(), key=lambda item: item[1].held()[""])
+    for number in "instances", "pool_size":
+        sizes = [(value, largest.model_copy(update={number: value})) for value in range(1, getattr(largest, number))]
+        fitting = [value for value, size in sizes if size.held()[""] <= largest.held()[""] + missing]
+        yield from (f"services.{name}.{number}={value}" for value in fitting[-1:])
 
 
 def read(file: BinaryIO) -> Fleet:
@@ -138,12 +135,9 @@ def read(file: BinaryIO) -> Fleet:
     except ValueError as error:  # no UTF-8, no TOML
         problems = [str(error)]
     else:
-        problems = [
-            f"services.{name}.server: {each!r} is not one of the servers ({', '.join(fleet.servers)})"
-            for name, service in fleet.services.items()
-            for each in service.servers
-            if each not in fleet.servers
-        ]
+        named = [(name, each) for name, service in fleet.services.items() for each in service.servers]
+        unknown = [(name, each) for name, each in named if each not in fleet.servers]
+        problems = [f"services.{name}.server: {each!r} is not one of the servers" for name, each in unknown]
     if problems:
         raise click.UsageError("\n".join(f"{file.name}: {problem}" for problem in problems))
     return fleet
@@ -156,15 +150,14 @@ def check(fleet: Fleet) -> Iterator[str]:
             raise click.UsageError(f"servers.{name}.url_env={server.url_env!r}: has to name a variable with the URL")
         try:
             with psycopg.connect(re.sub(r"^postgres(ql)?\+?\w*:", "postgresql:", url), connect_timeout=5) as connection:
-                (most,) = connection.execute("select current_setting('max_connections')::int").fetchone() or (0,)
                 connected = connection.execute(CONNECTED).fetchall()
         except psycopg.Error as error:
             raise click.UsageError(f"{name} cannot be asked: {' '.join(str(error).split())}") from None
-        if most != server.max_connections:
+        if (most := connected[0][2]) != server.max_connections:
             yield f"{name}: max_connections is {most} there, and {server.max_connections} in the file"
         held = {f"{each}{kind}": n for each, service in fleet.on(name).items() for kind, n in service.held().items()}
         # A pooled connection has the name of a client that has used it.
-        for who, count in sorted(connected) if server.pooler == "none" else ():
+        for who, count, _ in sorted(connected) if server.pooler == "none" else ():
             if count > held.get(who, server.reserved):
                 yield f"{name}: {counted(count, 'connection')} of {who!r}, and the file has {held.get(who, 'none')}"
 
@@ -179,12 +172,12 @@ def fleet(file: BinaryIO, ask: bool, as_json: bool) -> None:
     Exits with 1 when they do not fit, and with 2 when the file cannot be used or a server cannot be asked.
     """
     told = read(file)
-    problems = [*told.problems(), *(check(told) if ask else ())]
-    sums, lines = {}, []
+    sums, lines, problems = {}, [], []
     for name, server in told.servers.items():
-        needed = told.needed(name)
-        sums[name] = {"usable": server.usable, "connections": sum(needed.values()), "services": needed}
-        lines += [f"{name}: {told.total(name)}", *(f"  {each}: {of.sum}" for each, of in told.on(name).items())]
+        sums[name], line, found = summed(name, server, told.on(name))
+        lines += [line, *(f"  {each}: {service.sum}" for each, service in told.on(name).items())]
+        problems += found
+    problems += check(told) if ask else ()
     lines += [f"problem: {problem}" for problem in problems]
     as_dict = {"servers": sums, "problems": problems, "holds": not problems}
     click.echo(json.dumps(as_dict) if as_json else "\n".join(lines))

@@ -8,7 +8,6 @@ from flask import Blueprint, Response, current_app, jsonify, make_response, rend
 
 from flask_pooling import metrics
 from flask_pooling.cli import plan_as_dict
-from flask_pooling.settings import Settings
 from flask_pooling.sizing import SUPERUSER_RESERVED
 
 # The metrics that are drawn.
@@ -18,6 +17,9 @@ SUMS = (
     *("db_pool_wait_seconds_count", "db_pool_wait_seconds_sum", "db_pool_timeouts_total"),
     *("web_requests_over_limit_total", "web_workers_replaced_total"),
 )
+
+# What is drawn of the plan is for all servers together, as what is open is.
+SUMMED = ("reserved", "connections_per_instance", "connections_peak", "connections_jobs", "connections_usable")
 
 bp = Blueprint("pooling_page", __name__, template_folder="templates")
 bp.before_request(metrics.refuse_strangers)
@@ -36,8 +38,10 @@ def show() -> Response:
 @bp.get("/pool.json")
 def numbers() -> Response:
     """Return the plan, and the sums over this instance's workers."""
-    settings: Settings = current_app.extensions["flask_pooling"].settings
-    plan = plan_as_dict(settings.plan) | {"superusers": SUPERUSER_RESERVED, "timeout": settings.web_timeout}
+    settings = current_app.extensions["flask_pooling"].settings
+    servers = settings.plan.servers.values()
+    summed = {name: sum(getattr(each, name) for each in servers) for name in SUMMED}
+    more = {"superusers": SUPERUSER_RESERVED * len(servers), "timeout": settings.web_timeout}
     now: dict[str, float | None] = dict.fromkeys(SUMS, 0)
     answers = failures = 0.0
     holders: Counter[str] = Counter()
@@ -50,4 +54,5 @@ def numbers() -> Response:
             elif sample.name == "http_request_seconds_count" and not sample.labels["endpoint"].startswith("pooling_"):
                 answers += sample.value
                 failures += sample.value if sample.labels["status"] >= "500" else 0
+    plan = plan_as_dict(settings.plan) | summed | more
     return jsonify(plan=plan, now=now | {"answers": answers, "failures": failures, "holders": holders.most_common(3)})

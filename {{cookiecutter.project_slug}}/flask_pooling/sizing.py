@@ -91,9 +91,6 @@ class BindServer:
     max_connections: int
     reserved: int = DEFAULT_RESERVED
 
-    def __str__(self) -> str:
-        return f"{self.max_connections}:{self.reserved}"
-
 
 class Remedy(NamedTuple):
     """One way out of a plan that does not fit: set `name` to `value` and leave the rest as it is."""
@@ -109,8 +106,7 @@ class PlanError(ValueError):
     """The numbers do not fit together. The message shows the sum; `remedies` are numbers that would make it fit."""
 
     def __init__(self, problem: str, remedies: list[Remedy]) -> None:
-        self.problem = problem
-        self.remedies = tuple(remedies)
+        self.problem, self.remedies = problem, tuple(remedies)
         ways = " or ".join(str(remedy) for remedy in remedies)
         super().__init__(f"{problem}; what would help: {ways}" if ways else problem)
 
@@ -153,11 +149,9 @@ class Numbers:
 
     def giving(self, max_connections: int) -> Remedy:
         """Return the setting by which this server has so many connections."""
-        if not self.server:
-            return Remedy("DB_MAX_CONNECTIONS", max_connections)
-        bigger = {self.server: BindServer(max_connections, self.reserved)}
-        listed = (f"{name}={each}" for name, each in {**self.bind_servers, **bigger}.items())
-        return Remedy("DB_BIND_SERVERS", ",".join(listed))
+        servers = {**self.bind_servers, self.server: BindServer(max_connections, self.reserved)}
+        listed = ",".join(f"{name}={each.max_connections}:{each.reserved}" for name, each in servers.items())
+        return Remedy("DB_BIND_SERVERS", listed) if self.server else Remedy("DB_MAX_CONNECTIONS", max_connections)
 
     def connections_for(self, threads: int) -> int:
         """Return the connections of a worker with so many threads."""
@@ -188,10 +182,21 @@ class Numbers:
         """The sum behind the usable connections."""
         return left_over(self.max_connections, self.reserved, self.connections_jobs if self.pooler == "none" else 0)
 
+    @property
+    def workers_by_cpus(self) -> int:
+        """One worker more than there are cores for gthread, and gunicorn's 2n + 1 for sync, where a worker serves one
+        request. There are at least two, so that one serves while the other restarts."""
+        return max(2, math.floor(2 * self.cpus) + 1 if self.worker_class == "sync" else math.ceil(self.cpus) + 1)
+
+    @property
+    def workers_by_memory(self) -> int:
+        """The workers that fit beside the master into four fifths of the memory."""
+        return max(0, math.floor((self.memory_mib * MEMORY_SHARE - MASTER_MEMORY_MIB) / self.worker_memory_mib))
+
     def fits(self, workers: int, threads: int) -> bool:
         """Return whether this server has enough connections for instances of that size. Behind a pooler any fit."""
-        peak = self.instances * workers * self.connections_for(threads)
-        return self.pooler != "none" or peak <= self.connections_usable
+        connections = workers * self.connections_for(threads)
+        return self.pooler != "none" or self.instances * connections <= self.connections_usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +243,8 @@ class Plan(Numbers):
         planned = sum(each.connections_peak + each.connections_jobs for each in self.servers.values())
         clients = planned + max(math.ceil(planned / 5), self.reserved)
         most = max(1, replace(self, pooler="pgbouncer").connections_per_pooler)
-        return {
-            "max_client_conn": math.ceil(clients / max(1, self.poolers - 1)),
-            "max_db_connections": most,
-            "default_pool_size": min(most, PGBOUNCER_POOL_SIZE),
-        }
+        sizes = {"max_client_conn": math.ceil(clients / max(1, self.poolers - 1)), "max_db_connections": most}
+        return sizes | {"default_pool_size": min(most, PGBOUNCER_POOL_SIZE)}
 
     @property
     def sum(self) -> str:
@@ -253,7 +255,7 @@ class Plan(Numbers):
         for_jobs = f" + {self.connections_jobs} for jobs" if self.connections_jobs else ""
         clients = f"{self.factors}{for_jobs} = {self.connections_peak + self.connections_jobs} clients"
         several, opens = (f"{self.poolers} x ", "open") if self.poolers > 1 else ("", "opens")
-        opened = f"{several}{self.connections_per_pooler}{self._databases}"
+        opened = f"{several}{self.connections_per_pooler}{self.databases}"
         if several or self.binds:
             opened += f" = {self.connections_per_pooler * self.poolers * (1 + self.binds)}"
         return f"{clients} of {several}{self.pooler}, which {opens} at most {opened} of {usable}"
@@ -261,36 +263,13 @@ class Plan(Numbers):
     @property
     def factors(self) -> str:
         """The factors of the peak."""
-        return (
-            f"{counted(self.instances, 'instance')} x {counted(self.workers, 'worker')}"
-            f" x ({self.pool_size} + {self.max_overflow}){self._databases}"
-        )
+        workers = f"{counted(self.instances, 'instance')} x {counted(self.workers, 'worker')}"
+        return f"{workers} x ({self.pool_size} + {self.max_overflow}){self.databases}"
 
     @property
-    def _databases(self) -> str:
+    def databases(self) -> str:
+        """The factor of the databases, if there are several."""
         return f" x {1 + self.binds} databases" if self.binds else ""
-
-
-def workers_for_cpus(cpus: float, worker_class: str) -> int:
-    """Return one worker more than there are cores for gthread, and gunicorn's 2n + 1 for sync, where a worker serves
-    one request. There are at least two, so that one serves while the other restarts.
-
-    >>> [workers_for_cpus(cpus, "gthread") for cpus in (0.5, 1, 2, 4)]
-    [2, 2, 3, 5]
-    >>> [workers_for_cpus(cpus, "sync") for cpus in (0.25, 1, 2, 4)]
-    [2, 3, 5, 9]
-    """
-    by_rule = math.floor(2 * cpus) + 1 if worker_class == "sync" else math.ceil(cpus) + 1
-    return max(2, by_rule)
-
-
-def workers_for_memory(memory_mib: int, worker_memory_mib: int) -> int:
-    """Return the workers that fit beside the master into four fifths of the memory.
-
-    >>> [workers_for_memory(mib, 150) for mib in (128, 512, 1024)]
-    [0, 2, 5]
-    """
-    return max(0, math.floor((memory_mib * MEMORY_SHARE - MASTER_MEMORY_MIB) / worker_memory_mib))
 
 
 def plan(**numbers: Any) -> Plan:
@@ -307,11 +286,9 @@ def plan(**numbers: Any) -> Plan:
     if given.worker_class == "sync" and threads not in (None, 1):
         raise PlanError(f"WEB_THREADS={threads}: a sync worker has one thread", [Remedy("WEB_THREADS", 1)])
     if pool_size is not None and threads is not None and pool_size + max_overflow < threads:
-        raise PlanError(
-            f"DB_POOL_SIZE={pool_size} + DB_MAX_OVERFLOW={max_overflow} is less than WEB_THREADS={threads}:"
-            " a thread would wait for a connection that its own process cannot open",
-            [Remedy("DB_POOL_SIZE", threads - max_overflow), Remedy("WEB_THREADS", pool_size + max_overflow)],
-        )
+        less = f"DB_POOL_SIZE={pool_size} + DB_MAX_OVERFLOW={max_overflow} is less than WEB_THREADS={threads}"
+        ways = [Remedy("DB_POOL_SIZE", threads - max_overflow), Remedy("WEB_THREADS", pool_size + max_overflow)]
+        raise PlanError(f"{less}: a thread would wait for a connection that its own process cannot open", ways)
     choices = _choices(given)
     if not choices:
         raise _too_small(given)
@@ -333,8 +310,7 @@ def plan(**numbers: Any) -> Plan:
 def _choices(given: Numbers) -> list[tuple[int, int]]:
     """List the workers and threads that this machine is large enough for, with at least two slots, and a connection
     for each thread."""
-    by_memory = workers_for_memory(given.memory_mib, given.worker_memory_mib)
-    most_workers = min(workers_for_cpus(given.cpus, given.worker_class), by_memory, MAX_WORKERS)
+    most_workers = min(given.workers_by_cpus, given.workers_by_memory, MAX_WORKERS)
     return [
         (w, t)
         for w in (range(1, most_workers + 1) if given.workers is None else (given.workers,))
@@ -356,35 +332,30 @@ def _fitting(given: Numbers) -> list[tuple[int, int]]:
 
 def _notes(chosen: Plan, given: Numbers, wanted: tuple[int, int]) -> Iterator[str]:
     """Say why the plan is not larger."""
-    asked_workers, servers = given.workers, chosen.servers.values()
-    by_cpus = workers_for_cpus(chosen.cpus, chosen.worker_class)
-    by_memory = workers_for_memory(chosen.memory_mib, chosen.worker_memory_mib)
+    by_cpus, by_memory, servers = given.workers_by_cpus, given.workers_by_memory, chosen.servers
     if wanted != (chosen.workers, chosen.threads):
         tight = [each.server for each in given.servers.values() if not each.fits(*wanted)]
         by = " and ".join(f"the server of {server}" if server else "the database" for server in tight)
-        yield (
-            f"shrunk by {by} from {wanted[0]} x {wanted[1]}: more connections, fewer instances or a pooler would give"
-            " more slots"
-        )
-    if asked_workers is None and by_cpus > min(by_memory, MAX_WORKERS):
+        more = "more connections, fewer instances or a pooler would give more slots"
+        yield f"shrunk by {by} from {wanted[0]} x {wanted[1]}: {more}"
+    if given.workers is None and by_cpus > min(by_memory, MAX_WORKERS):
         bound = f"memory ({chosen.memory_mib} MiB)" if by_memory < MAX_WORKERS else f"the cap of {MAX_WORKERS}"
         yield f"workers held to {min(by_memory, MAX_WORKERS)} by {bound}; {by_cpus} by cpus"
-    if asked_workers is not None and asked_workers > by_memory:
-        yield f"WEB_CONCURRENCY={asked_workers} is more than memory holds ({by_memory})"
-    pool, threads = chosen.pool_size + chosen.max_overflow, counted(chosen.threads, "thread")
-    if pool > chosen.threads:
-        yield f"requests never use {pool - chosen.threads} of the {pool} connections of a worker: it has {threads}"
+    if given.workers is not None and given.workers > by_memory:
+        yield f"WEB_CONCURRENCY={given.workers} is more than memory holds ({by_memory})"
+    if (pool := chosen.pool_size + chosen.max_overflow) > chosen.threads:
+        never = f"requests never use {pool - chosen.threads} of the {pool} connections of a worker"
+        yield f"{never}: it has {counted(chosen.threads, 'thread')}"
     if chosen.pooler != "none":
         clients, most, _ = chosen.pooler_sizes.values()
-        files = clients + sum(each.connections_per_pooler * (1 + each.binds) for each in servers) + PGBOUNCER_FILES
+        opened = sum(each.connections_per_pooler * (1 + each.binds) for each in servers.values())
         one_may_fail = f" of each of {chosen.poolers}, of which one may fail" if chosen.poolers > 1 else ""
-        yield (
-            f"set {chosen.pooler}'s max_client_conn to at least {clients} and its max_db_connections and"
-            f" default_pool_size to at most {most}{one_may_fail} (2 x the database's cores + 1 is a good start);"
-            f" it needs {files} open files"
-        )
-        for name, each in itertools.islice(chosen.servers.items(), 1, None):
-            most = each.connections_per_pooler
+        sizes = f"max_db_connections and default_pool_size to at most {most}{one_may_fail}"
+        files = clients + opened + PGBOUNCER_FILES
+        more = f"(2 x the database's cores + 1 is a good start); it needs {files} open files"
+        yield f"set {chosen.pooler}'s max_client_conn to at least {clients} and its {sizes} {more}"
+        for name in chosen.bind_servers:
+            most = servers[name].connections_per_pooler
             yield f"for {name} set max_db_connections and pool_size to at most {most}, in {chosen.pooler}'s [databases]"
 
 
@@ -395,10 +366,9 @@ def _out_of_connections_for_poolers(given: Numbers, name: str) -> PlanError:
     enough = server.max_connections - usable + max(PGBOUNCER_POOL_SIZE, given.poolers * databases)
     fewer = min(each.connections_usable // (1 + each.binds) for each in given.servers.values())
     each = "" if given.poolers * databases == 1 else f" ({given.poolers} of it, {counted(databases, 'database')})"
-    return PlanError(
-        server.named(f"no connection is left for {given.pooler}{each}: {server.left_over} = {usable}"),
-        [server.giving(enough), *([Remedy("DB_POOLERS", fewer)] if fewer >= 1 else [])],
-    )
+    problem = f"no connection is left for {given.pooler}{each}: {server.left_over} = {usable}"
+    remedies = [server.giving(enough), *([Remedy("DB_POOLERS", fewer)] if fewer >= 1 else [])]
+    return PlanError(server.named(problem), remedies)
 
 
 def _out_of_connections(given: Numbers, name: str) -> PlanError:
@@ -415,30 +385,26 @@ def _out_of_connections(given: Numbers, name: str) -> PlanError:
         remedies += [Remedy(variable, value) for value in itertools.islice(fitting, 1)]
     if all(each.connections_per_pooler >= 1 for each in replace(given, pooler="pgbouncer").servers.values()):
         remedies.append(Remedy("DB_POOLER", "pgbouncer"))
-    problem = f"{counted(instances, 'instance')} x {least} connections for {slots} slots each = {instances * least}"
-    problem += f" > {usable} usable ({server.left_over})"
+    peak = f"{counted(instances, 'instance')} x {least} connections for {slots} slots each = {instances * least}"
+    problem = f"{peak} > {usable} usable ({server.left_over})"
     if usable < least <= usable + jobs:
         listed = ", ".join(f"{job_name} {job}" for job_name, job in given.jobs.items())
-        problem = f"the jobs alone hold {jobs} of {usable + jobs} usable connections ({listed}):"
-        problem += f" {server.left_over} = {usable}"
+        alone = f"the jobs alone hold {jobs} of {usable + jobs} usable connections ({listed})"
+        problem = f"{alone}: {server.left_over} = {usable}"
     return PlanError(server.named(problem), remedies)
 
 
 def _too_small(given: Numbers) -> PlanError:
     """Explain that the given numbers serve one request at a time, or that the memory holds too few workers."""
-    asked = {variable: getattr(given, name) for name, variable in GIVEN.items() if name != "max_overflow"}
     least = MIN_SLOTS if (given.threads or _most_threads(given)) == 1 else 1
-    if given.workers is None and workers_for_memory(given.memory_mib, given.worker_memory_mib) < least:
+    if given.workers is None and given.workers_by_memory < least:
         needed = math.ceil((least * given.worker_memory_mib + MASTER_MEMORY_MIB) / MEMORY_SHARE)
         smaller = math.floor((given.memory_mib * MEMORY_SHARE - MASTER_MEMORY_MIB) / least)
-        return TooLittleMemoryError(
-            f"{given.memory_mib} MiB x {MEMORY_SHARE} - {MASTER_MEMORY_MIB} for the master holds fewer than"
-            f" {counted(least, 'worker')} of {given.worker_memory_mib} MiB",
-            [Remedy("memory_mib", needed), *([Remedy("WEB_WORKER_MEMORY_MIB", smaller)] if smaller >= 1 else [])],
-        )
-    remedies = [Remedy("WEB_CONCURRENCY", MIN_SLOTS)]
-    enough = given.pool_size is None or given.pool_size + given.max_overflow >= MIN_SLOTS
-    if enough and given.worker_class != "sync":
-        remedies.append(Remedy("WEB_THREADS", MIN_SLOTS))
+        room = f"{given.memory_mib} MiB x {MEMORY_SHARE} - {MASTER_MEMORY_MIB} for the master"
+        ways = [Remedy("memory_mib", needed), *([Remedy("WEB_WORKER_MEMORY_MIB", smaller)] if smaller >= 1 else [])]
+        fewer = f"{room} holds fewer than {counted(least, 'worker')} of {given.worker_memory_mib} MiB"
+        return TooLittleMemoryError(fewer, ways)
+    asked = {variable: getattr(given, name) for name, variable in GIVEN.items() if name != "max_overflow"}
     given_as = ", ".join(f"{variable}={value}" for variable, value in asked.items() if value is not None)
-    return PlanError(f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once", remedies)
+    problem = f"{given_as}: an instance has to serve at least {MIN_SLOTS} requests at once"
+    return PlanError(problem, [Remedy("WEB_CONCURRENCY", MIN_SLOTS)])
