@@ -70,7 +70,7 @@ def test_each_server_has_a_line(make_plain: Callable[..., Flask], own_postgres: 
     with engine_of(app, "reports").connect():
         code, said = run(app, "check")
     assert code == 0, said
-    of_reports = said.partition("the server of reports: max_connections 30, 3 of them")[2]
+    of_reports = said.partition("the server of reports: max_connections 30, 3 reserved by the server")[2]
     assert "1 web" in of_reports
     assert "peak           16: 2 instances" in of_reports
     told = json.loads(run(app, "check", "--json")[1])
