@@ -12,7 +12,7 @@ from record import version_module
 # Lines of code, without comments and docstrings.
 MOST_LINES = {
     "app": 470,
-    "flask_pooling": 2446,  # the design allows 2,400; each line over it has to earn its place or go
+    "flask_pooling": 2400,
     "gunicorn.conf.py": 70,
     "scripts": 350,
     "tests": 950,  # the owner's; the library's are tests/library here
