@@ -121,3 +121,12 @@ def commit_all(folder: Path, message: str) -> None:
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", message)
+
+
+def with_hypothesis(venv: Path) -> None:
+    """Install it into a project's environment, as it is pinned for the template's own tests."""
+    needed = ["--constraint", ROOT / "requirements" / "test.txt", "hypothesis"]
+    uv = Path(sys.executable).with_name("uv")
+    subprocess.run(
+        [uv, "pip", "install", "--quiet", "--python", venv / "bin" / "python", *needed], timeout=600, check=True
+    )

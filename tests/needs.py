@@ -120,7 +120,7 @@ NEEDS = {
         "chromium",
     ),
     "Prometheus": Need(installed("prometheus", "promtool"), ("test_monitoring.py",), "prometheus"),
-    "wrk": Need(installed("wrk"), ("test_bench.py::test_bench",), "wrk"),
+    "wrk": Need(installed("wrk"), ("chaos/test_bench.py",), "wrk"),
 }  # fmt: skip
 
 

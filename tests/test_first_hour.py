@@ -187,8 +187,10 @@ class Terminal:
 
 
 def of_ours(shown: str, project: Path) -> list[str]:
-    """Return the lines of a traceback that are in the project's own files."""
-    return re.findall(rf'File "(?:{re.escape(str(project))}/(?!\.venv/).*|<stdin>)"', shown)
+    """Return the lines of a traceback that are in the project's own files, but for what a script imports at its top:
+    until then nothing of it can handle Ctrl-C."""
+    found = re.findall(rf'(File "(?:{re.escape(str(project))}/(?!\.venv/).*|<stdin>)".*)(\n +(?!File ).*)?', shown)
+    return [place for place, line in found if not line.strip().startswith(("import ", "from "))]
 
 
 @pytest.mark.parametrize(

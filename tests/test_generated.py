@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import serving
-from baking import AWKWARD, ROOT, SEED, Bake
+from baking import AWKWARD, SEED, Bake, with_hypothesis
 
 INSIDE = Path(__file__).parent / "inside"
 LIBRARY = Path(__file__).parent / "library"  # not collected here
@@ -98,6 +98,7 @@ def test_the_suite_on_somebodys_own_server(copy: Path, tmp_path: Path, monkeypat
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(SOMEBODYS_TABLES)
         monkeypatch.setenv("TEST_DATABASE_URL", url)
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # this pytest's, and not the project's
         files = [f"tests/test_{name}.py" for name in ("migrations", "notes", "server")]
         check([copy / ".venv/bin/python", "-m", "pytest", "--database", "postgres", *files], copy)
         with psycopg.connect(url, autocommit=True) as connection:
@@ -191,8 +192,7 @@ def test_the_python_of_the_image_is_one_of_them(template: Path):
 def with_the_librarys_tests(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed project, with the tests of the library beside its own, and what these need besides, as it is pinned
     for the template's own tests."""
-    needed = ["--constraint", ROOT / "requirements" / "test.txt", "hypothesis"]
-    check(["uv", "pip", "install", "--python", installed / ".venv" / "bin" / "python", *needed], installed)
+    with_hypothesis(installed / ".venv")
     project = tmp_path_factory.mktemp("library") / "my_service"
     shutil.copytree(installed, project, ignore=shutil.ignore_patterns(".venv", "instance"))
     (project / ".venv").symlink_to(installed / ".venv")

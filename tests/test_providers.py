@@ -37,7 +37,7 @@ def server(copy: Path, tmp_path: Path) -> Iterator[tuple[int, psycopg.Connection
     """The port of a Postgres that asks for a password, and a superuser's connection to it by another way."""
     port = free_port()
     settings = f"settings={{'listen_addresses': '127.0.0.1', 'port': '{port}'}}"
-    script = POSTGRES.replace("sys.argv[2])", f"sys.argv[2], {settings})")
+    script = POSTGRES.replace("max_connections=int(sys.argv[3])", settings)
     assert settings in script
     with subprocess.Popen(
         [copy / ".venv" / "bin" / "python", "-c", script, tmp_path / "data", "my_service"],

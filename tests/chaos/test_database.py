@@ -207,7 +207,7 @@ def failed_over(project: Project, server: Clusters, down: float, within: float =
         wait_for(lambda: one.ask("select 1 from pg_stat_replication where sync_state = 'sync'"), GENEROUS, "standby")
         hosts = [  # every way to name both, and in both orders
             f"host={one.host}:{one.port}&host={two.host}:{two.port}",
-            f"host={two.host}:{two.port},{one.host}:{one.port}",
+            f"host={two.host}:{two.port}&host={one.host}:{one.port}",
             f"host={two.host},{one.host}&port={two.port},{one.port}",
         ]
         copies = [

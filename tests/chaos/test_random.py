@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from baking import SEED
+from baking import SEED, with_hypothesis
 from cookiecutter.exceptions import FailedHookException
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -143,6 +143,7 @@ def test_sabotage_requests(sabotaged: Callable[[str], Project], postgres: Postgr
 def environments(project: Project, count: int) -> Result:
     """Run in one process of the project's own, where hypothesis is installed as well."""
     print(f"SEED={SEED}")
+    with_hypothesis(project.venv)
     result = Result(
         "Random environments", f"{count} by hypothesis, SEED={SEED}", "settings, or one clear error without a secret"
     )
