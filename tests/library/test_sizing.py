@@ -129,6 +129,11 @@ def test_what_does_not_fit_is_refused_with_the_sum(more: dict[str, Any], says: s
     assert "\n" not in str(caught.value)
 
 
+# How long an example takes is the machine's affair.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
+
+
 def numbers() -> st.SearchStrategy[dict[str, Any]]:
     """Draw inputs of every size, odd ones included."""
     return st.fixed_dictionaries(
@@ -235,7 +240,6 @@ def test_many_poolers_share_what_one_may_have(more: dict[str, Any], sizes: tuple
     assert note in chosen.notes[-1]
 
 
-@settings(deadline=None)
 @given(numbers())
 def test_every_remedy_leads_on_when_it_is_followed(inputs: dict[str, Any]) -> None:
     """It cures what it was offered for. Where several things are wrong at once, following them one by one ends well."""

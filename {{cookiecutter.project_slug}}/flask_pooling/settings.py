@@ -32,7 +32,7 @@ DEAD_KEYS = {
 }
 MAX_PORT = 65_535
 JOB = re.compile(r"([a-z][a-z0-9_-]{0,30})=([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-BIND_SERVER = re.compile(r"([\w.-]+(?:\+[\w.-]+)*)=([1-9][0-9]{0,5})(?::([0-9]{1,5}))?", re.ASCII)
+BIND_SERVER = re.compile(r"([\w.-]+(?:\+[\w.-]+)*)=([1-9][0-9]{0,6})(?::([0-9]{1,5}))?", re.ASCII)
 # The numbers of a plan, and the settings that they come from.
 PLANNED_WITH = {
     "instances": "app_instances", "jobs": "app_jobs", "max_connections": "db_max_connections",
