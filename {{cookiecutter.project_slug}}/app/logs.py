@@ -1,6 +1,5 @@
 """Logs, by the logging module: JSON lines in production, plain text elsewhere. Both have the request id."""
 
-import contextlib
 import fcntl
 import logging
 import logging.config
@@ -55,13 +54,15 @@ class WholeLines(logging.StreamHandler[TextIO]):
     """Lets one process write at a time. A pipe takes 4096 bytes at once, so longer lines of two workers would mix."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # not a file
+        try:
             fcntl.lockf(self.stream, fcntl.LOCK_EX)
+        except OSError:  # not a file
+            super().emit(record)
+            return
         try:
             super().emit(record)
         finally:
-            with contextlib.suppress(OSError):
-                fcntl.lockf(self.stream, fcntl.LOCK_UN)
+            fcntl.lockf(self.stream, fcntl.LOCK_UN)
 
 
 def dict_config(settings: Settings) -> dict[str, Any]:
