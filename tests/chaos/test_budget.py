@@ -101,11 +101,12 @@ def test_workers_on_the_command_line(baked: Project, postgres: Postgres) -> None
     assert not record(result).missed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "act", "path"),
     [
-        pytest.param("pools without overflow", "nothing else", "/chaos/two?s=0.02", marks=pytest.mark.long),
-        pytest.param("the refusal of TTIN", "TTIN x 5", "/chaos/query?s=0.02", marks=pytest.mark.long),
+        ("pools without overflow", "nothing else", "/chaos/two?s=0.02"),
+        ("the refusal of TTIN", "TTIN x 5", "/chaos/query?s=0.02"),
         ("the refusal of HUP", "HUP x 3", "/chaos/query?s=0.02"),
     ],
 )

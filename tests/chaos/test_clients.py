@@ -68,6 +68,7 @@ def test_fairness(baked: Project, postgres: Postgres, long: bool) -> None:
     assert not record(beside_slow(baked, postgres, 10 if long else 2)).missed
 
 
+@pytest.mark.long
 def test_sabotage_fairness(sabotaged: Callable[[str], Project], postgres: Postgres) -> None:
     name = "worker_connections = threads"
     assert record(beside_slow(sabotaged(name), postgres, 4), sabotaged=name).missed
@@ -151,6 +152,7 @@ def test_slow_clients(kind: str, baked: Project, postgres: Postgres) -> None:
     assert not record(served_beside(baked, postgres, kind, 200, GENEROUS)).missed
 
 
+@pytest.mark.long
 def test_sabotage_slow_clients(baked: Project, postgres: Postgres) -> None:
     """Without the proxy they take every slot."""
     result = served_beside(baked, postgres, "head", 24, 5, behind=False)

@@ -41,7 +41,8 @@ def test_fork(tls: bool, baked: Project, server: Clusters, long: bool) -> None:
     assert not result.missed
 
 
-@pytest.mark.parametrize("tls", [False, pytest.param(True, marks=pytest.mark.long)], ids=["plain", "TLS"])
+@pytest.mark.long
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_sabotage(tls: bool, sabotaged: Callable[[str], Project], server: Clusters) -> None:
     absent = missing(DEBIAN_POSTGRES / "postgres", "openssl") if tls else ""
     assert not absent, absent

@@ -153,6 +153,7 @@ def test_probes_do_not_wait(baked: Project, small: Postgres) -> None:
         assert not record(beside(copy, held, copy.probe_port, GENEROUS)).missed
 
 
+@pytest.mark.long
 def test_sabotage_probes(baked: Project, small: Postgres) -> None:
     """The same probe on the main listener, where it queues."""
     with Held() as held, Copy(baked, small.url(), **SMALL, **held.env) as copy:

@@ -73,6 +73,7 @@ def test_described(baked: Project, postgres: Postgres, tmp_path: Path, long: boo
     assert not record(described(baked, postgres, tmp_path, 500 if long else 10, *options)).missed
 
 
+@pytest.mark.long
 def test_sabotage_described(sabotaged: Callable[[str], Project], postgres: Postgres, tmp_path: Path) -> None:
     name = "the check for what Postgres cannot store"
     result = record(described(sabotaged(name), postgres, tmp_path, 10, "--max-failures", "1"), sabotaged=name)
