@@ -125,8 +125,16 @@ def commit_all(folder: Path, message: str) -> None:
 
 def with_hypothesis(venv: Path) -> None:
     """Install it into a project's environment, as it is pinned for the template's own tests."""
-    needed = ["--constraint", ROOT / "requirements" / "test.txt", "hypothesis"]
+    _install("hypothesis", "test.txt", "--python", venv / "bin" / "python")
+
+
+def with_pytest_flask(folder: Path) -> Path:
+    """Install it, without what it needs, into a folder for PYTHONPATH."""
+    _install("pytest-flask", "deploy.txt", "--no-deps", "--target", folder)
+    return folder
+
+
+def _install(name: str, pinned_in: str, *where: str | Path) -> None:
+    needed = ["--constraint", ROOT / "requirements" / pinned_in, name]
     uv = Path(sys.executable).with_name("uv")
-    subprocess.run(
-        [uv, "pip", "install", "--quiet", "--python", venv / "bin" / "python", *needed], timeout=600, check=True
-    )
+    subprocess.run([uv, "pip", "install", "--quiet", *where, *needed], timeout=600, check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import serving
-from baking import AWKWARD, SEED, Bake, with_hypothesis
+from baking import AWKWARD, SEED, Bake, with_hypothesis, with_pytest_flask
 
 INSIDE = Path(__file__).parent / "inside"
 LIBRARY = Path(__file__).parent / "library"  # not collected here
@@ -136,9 +136,10 @@ def test_the_suite_of_awkward_answers(
     database: str,
 ):
     """Nothing in the suite depends on the answers, nor on the order of the tests: it is random, and two run at once. It
-    does not see either what is set in the shell that runs it."""
+    does not see either what is set in the shell that runs it. It goes with pytest-flask, which is beside it in one."""
     project = bake(into=tmp_path / "it's a folder, & more", **AWKWARD[texts], **AWKWARD[numbers])
-    monkeypatch.setenv("PYTHONPATH", str(INSIDE))
+    beside = [with_pytest_flask(tmp_path / "pytest-flask")] if texts == "syntax" else []
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (INSIDE, *beside))))
     for variable, value in SHELL.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("SEED", str(SEED))

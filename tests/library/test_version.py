@@ -60,3 +60,20 @@ def test_what_is_too_old_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, fo
     monkeypatch.setattr("importlib.metadata.version", lambda name: found if name == "gunicorn" else "99")
     says = [] if works else [f"gunicorn {found} is too old for flask_pooling: it needs 21.2 or newer"]
     assert [*version.problems()] == says
+
+
+WITHOUT_A_NAME = """
+import importlib.metadata
+importlib.metadata.version = lambda name: "2.3" if name == {!r} else "99"
+import pydantic_settings
+del pydantic_settings.NoDecode
+import flask_pooling
+"""
+
+
+def test_what_is_too_old_to_be_imported_is_said(environ: dict[str, str]) -> None:
+    """An old version may lack a name that the library imports. An error with another cause stays as it is."""
+    for name, says in (("pydantic-settings", "2.3 is too old for flask_pooling"), ("none", "import name 'NoDecode'")):
+        done = command("python", "-c", WITHOUT_A_NAME.format(name), **environ)
+        assert done.returncode == 1
+        assert says in done.stderr.splitlines()[-1]

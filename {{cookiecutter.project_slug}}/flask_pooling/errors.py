@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from flask import Flask, Response, current_app, g, got_request_exception, has_request_context, request
+from flask import Flask, Response, current_app, got_request_exception, has_request_context, request
 from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -24,6 +24,7 @@ TRANSIENT = ("08", "40", "53", "57", "55006", "55P03", "58000", "58030")
 THE_APPS = frozenset({"53400", "57014", "25P03", "25P04"})
 SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+CONNECTED = "flask_pooling.connected"  # in the request's environ; `g` may last for several requests of a test
 # An outage fails every request, so the log gets one line in so many seconds.
 LOG_EVERY_SECONDS = 5
 
@@ -103,11 +104,11 @@ def reason(error: Exception) -> str:
 def retry_after() -> dict[str, str]:
     """Return the header that asks the client to repeat this request; none if the request may have written something.
     It cannot have written if its method is safe, or if it never got a connection."""
-    may_have_written = request.method not in SAFE_METHODS and bool(g.get("pooling_connected"))
+    may_have_written = request.method not in SAFE_METHODS and CONNECTED in request.environ
     return {} if may_have_written else {"Retry-After": "1"}
 
 
 def note_a_connection() -> None:
     """Note that the current request, if there is one, has had a connection."""
     if has_request_context():
-        g.pooling_connected = True
+        request.environ[CONNECTED] = True

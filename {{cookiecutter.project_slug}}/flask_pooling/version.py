@@ -1,5 +1,6 @@
 """The version of the library, and two checks: its files are unmodified, and its requirements are new enough."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
@@ -52,12 +53,9 @@ def problems() -> Iterator[str]:
         how = "delete that folder, or uninstall flask-pooling"
         yield f"flask_pooling is here twice: in the folder {HERE}, and installed in {other}; {how}"
     for name, oldest in REQUIRES.items():
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # the import fails then, and says so
-        if _numbers(found) < _numbers(oldest):
-            yield f"{name} {found} is too old for flask_pooling: it needs {oldest} or newer"
+        with contextlib.suppress(metadata.PackageNotFoundError):  # the import fails then, and says so
+            if _numbers(found := metadata.version(name)) < _numbers(oldest):
+                yield f"{name} {found} is too old for flask_pooling: it needs {oldest} or newer"
 
 
 def _numbers(version: str) -> list[int]:

@@ -135,7 +135,7 @@ def test_who_may_have_written_is_not_told_to_send_it_again(app: Flask) -> None:
     """A POST that had sent something before the trouble came: 503 without Retry-After."""
 
     def fail() -> str:
-        db.session.execute(sa.text("create temporary table written (id integer)"))
+        db.session.execute(sa.text("create temporary table if not exists written (id integer)"))
         raise PoolTimeoutError("QueuePool limit")
 
     app.add_url_rule("/fail", view_func=fail, methods=["GET", "POST"])
