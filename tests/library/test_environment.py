@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -118,6 +119,16 @@ def test_a_name_of_the_owners_is_counted_as_ours(make_plain: MakePlain, own_post
         assert connection.scalar(sa.text("show application_name")) == "mine"
         done = app.test_cli_runner().invoke(args=["pool", "check"])
     assert "connected now  1 web" in done.output
+
+
+def test_a_socket_in_the_place_of_the_host(make_plain: MakePlain, own_postgres: str) -> None:
+    """Both of libpq's spellings lead to the server, with a port and without."""
+    url = make_url(own_postgres)
+    folder, port = quote(str(url.query["host"]), safe=""), url.query.get("port", "5432")
+    assert "%2F" in folder
+    for place in (f"{folder}:{port}/test", f"/test?host={folder}&port={port}"):
+        with engine_of(make_plain(DATABASE_URL=f"postgresql://app@{place}")).connect() as connection:
+            assert connection.scalar(sa.text("select inet_server_addr()")) is None
 
 
 def test_options_of_the_owner_reach_the_server(make_plain: MakePlain, own_postgres: str) -> None:

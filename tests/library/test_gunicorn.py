@@ -205,3 +205,43 @@ def connects(address: tuple[str, int]) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(address, 0.2):
         return True
     return False
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_a_request_that_runs_is_finished(environ: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+    """Whichever signal ends the service. The worker has read the head of the request, and waits for its body."""
+    head = b"POST /api/notes HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with serving(tmp_path / "log", WEB_CONCURRENCY=1, WEB_THREADS=2) as server:
+        address = ("127.0.0.1", server.port)
+        with socket.create_connection(address, SECONDS) as client:
+            client.sendall(head + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+            assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            server.process.send_signal(number)
+            wait_until(lambda: not connects(address))
+            client.sendall(b"{}")
+            assert client.recv(12) == b"HTTP/1.1 422"
+        assert server.process.wait(SECONDS) == 0
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.postgres
+@pytest.mark.direct
+@pytest.mark.parametrize(
+    ("more", "warned"),
+    [
+        ({"WEB_HOST": "0.0.0.0"}, True),
+        ({"WEB_HOST": "0.0.0.0", "WEB_TRUSTED_PROXIES": "1"}, False),
+        ({"WEB_HOST": "localhost"}, False),
+    ],
+)
+def test_who_listens_without_a_proxy_is_warned(
+    environ: dict[str, str], tmp_path: Path, more: dict[str, str], warned: bool
+) -> None:
+    """A client without a proxy in between may hold a thread, so that is said. gunicorn's own option keeps this test on
+    the loopback address."""
+    port = free_port()
+    with serving(tmp_path / "log", "--bind", f"127.0.0.1:{port}", PORT=port, WEB_PROBE_PORT="0", **more) as server:
+        pass
+    assert ("put a buffering proxy in front" in server.log.read_text()) is warned
