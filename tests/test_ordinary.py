@@ -266,7 +266,7 @@ def test_workers_of_another_user(copy: Path, server: str):
         assert {file.stat().st_uid for folder in folders for file in folder.glob("*.db")} == {nobody}
     finally:
         gunicorn.terminate()
-        gunicorn.wait(20)
+        gunicorn.wait(120)  # a worker that is still starting misses gunicorn's signal, and is killed 30 s later
     assert "Permission denied" not in log.read_text()
 
 
