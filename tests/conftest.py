@@ -93,6 +93,14 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHONDONTWRITEBYTECODE"):
             patch.delenv(name, raising=False)
         yield
+    # As root, a project keeps its Postgres in /var/tmp where nobody else may enter the project's folder.
+    for place, folders, _ in os.walk(tmp_path_factory.getbasetemp()):
+        data = Path(place, "postgres")
+        if data.name in folders and data.is_symlink():
+            elsewhere = data.resolve()
+            shutil.rmtree(elsewhere, ignore_errors=True)
+            elsewhere.with_name(f"{elsewhere.name}.log").unlink(missing_ok=True)
+        folders[:] = [each for each in folders if each != ".venv"]
 
 
 @pytest.fixture(scope="session")
