@@ -40,7 +40,8 @@ def is_root() -> bool:
 
 @dataclass(frozen=True)
 class Need:
-    """`tests` are files below tests/, or tests in them: "chaos/test_fork.py", "test_image.py::test_ports"."""
+    """`tests` are files below tests/, or tests in them: "chaos/test_fork.py", "test_image.py::test_ports". Those of
+    library/ are left out by test_generated.py, which runs them."""
 
     is_there: Callable[[], bool]
     tests: tuple[str, ...]
@@ -78,14 +79,15 @@ NEEDS = {
     ),
     "a Postgres with TLS": Need(
         lambda: (POSTGRES / "postgres").exists(),
-        ("chaos/test_fork.py::test_fork[preload-TLS]", "chaos/test_fork.py::test_fork[no preload-TLS]",
-         "chaos/test_fork.py::test_sabotage[TLS]"),
+        ("chaos/test_fork.py::test_fork[TLS]", "chaos/test_fork.py::test_sabotage[TLS]"),
         "postgresql",
     ),
     "PgBouncer": Need(
         installed("pgbouncer"),
         ("chaos/test_pgbouncer.py", "chaos/test_pooler_errors.py",
-         "test_deploy.py::test_pgbouncer_with_the_plans_sizes", "test_plan_blocks.py::test_pgbouncer"),
+         "test_deploy.py::test_pgbouncer_with_the_plans_sizes", "test_plan_blocks.py::test_pgbouncer",
+         "library/test_budget.py::test_a_pooler_that_takes_no_options_is_named",
+         "library/test_jobs.py::test_behind_pgbouncer_the_role_has_the_time_limits"),
         "pgbouncer",
     ),
     "nginx": Need(
@@ -109,8 +111,8 @@ NEEDS = {
     ),
     "OpenSSL": Need(
         installed("openssl"),
-        ("chaos/test_clients.py::test_tls", "chaos/test_fork.py::test_fork[preload-TLS]",
-         "chaos/test_fork.py::test_fork[no preload-TLS]", "chaos/test_fork.py::test_sabotage[TLS]",
+        ("chaos/test_clients.py::test_tls", "chaos/test_fork.py::test_fork[TLS]",
+         "chaos/test_fork.py::test_sabotage[TLS]",
          "chaos/test_pooler_errors.py::test_errors", "test_proxy.py::test_tls_by_a_host_name"),
         "openssl",
     ),
@@ -120,6 +122,11 @@ NEEDS = {
         "chromium",
     ),
     "Prometheus": Need(installed("prometheus", "promtool"), ("test_monitoring.py",), "prometheus"),
+    "curl": Need(
+        installed("curl"),
+        ("test_existing_app.py::test_a_session_of_flask_login", "test_existing_app.py::test_a_dead_database"),
+        "curl",
+    ),
     "wrk": Need(installed("wrk"), ("chaos/test_bench.py",), "wrk"),
 }  # fmt: skip
 

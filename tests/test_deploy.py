@@ -241,7 +241,7 @@ FITS = [
 
 @pytest.fixture(scope="module")
 def told(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the project's own tests say of the manifests, by case. One run of them looks at all cases."""
+    """Return what the project's own tests say of the manifests, by case. One run of them looks at all cases."""
     folder = tmp_path_factory.mktemp("cases")
     for name, (changed, old, new) in {
         **{f"too-large-{number}": row[:3] for number, row in enumerate(TOO_LARGE)},

@@ -297,7 +297,9 @@ def test_without_debians_venv_package(fresh: Path, tmp_path: Path):
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "venv.py").write_text(
         "import pathlib, sys\npathlib.Path('.venv/bin').mkdir(parents=True)\n"
-        "pathlib.Path('.venv/bin/python').symlink_to(sys.executable)\nsys.exit('ensurepip is not available')\n"
+        "pathlib.Path('.venv/bin/python').symlink_to(sys.executable)\n"
+        "pathlib.Path('.venv/pyvenv.cfg').write_text(f'home = {pathlib.Path(sys.executable).resolve().parent}')\n"
+        "sys.exit('ensurepip is not available')\n"
     )
     said = run("make plan UV=", fresh, PYTHONPATH=str(tmp_path / "fake"))
     assert said.returncode

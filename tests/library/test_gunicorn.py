@@ -5,8 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import types
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +16,11 @@ from gunicorn.http import get_parser
 from gunicorn.workers.gthread import ThreadWorker
 from gunicorn.workers.sync import SyncWorker
 
-from app import defaults
-from flask_pooling import gunicorn
 from flask_pooling.settings import Settings
 from tests.library.conftest import load, start
 from tests.serving import ROOT, SECONDS, TOOLS, call, command, environment, free_port, serving, wait_until
 
+CONFIG = ROOT / "gunicorn.conf.py"
 once = pytest.mark.sqlite  # no database in it
 
 
@@ -90,15 +89,21 @@ def test_overrides_of_the_plan_are_refused(monkeypatch: pytest.MonkeyPatch, word
 
 @once
 def test_bad_settings_stop_gunicorn_with_all_of_them(environ: dict[str, str]) -> None:
-    """One message, no traceback, and nothing left behind."""
-    before = left_behind()
+    """One message, and no traceback."""
     done = command("gunicorn", APP_ENV="production", DB_POOL_SIZE="twenty", DATABASE_URL="sqlite:///x.db")
     assert done.returncode == 1
     assert "DB_POOL_SIZE='twenty'" in done.stderr
     assert "SECRET_KEY is not set" in done.stderr
     assert "production needs Postgres" in done.stderr
     assert "Traceback" not in done.stderr
-    wait_until(lambda: left_behind() <= before)  # a neighbour's is unused for a moment, when it starts
+
+
+@pytest.mark.postgres
+def test_a_start_that_is_refused_leaves_nothing(environ: dict[str, str], made: Callable[[], list[Path]]) -> None:
+    """A folder was made for its metrics, and is gone."""
+    assert command("gunicorn", "--workers", "7", PORT=free_port()).returncode == 1
+    (folder,) = made()
+    assert not folder.exists()
 
 
 @pytest.mark.postgres
@@ -142,14 +147,32 @@ def test_a_server_without_the_plan_serves_nobody(environ: dict[str, str], tmp_pa
     assert "was not started with gunicorn.conf.py" in log.read_text()
 
 
-def left_behind() -> set[Path]:
-    """Find folders of metrics that no process uses; a service that runs beside the tests uses its own."""
-    used = ""
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            used += maps.read_text()
-    folders = Path(gunicorn.shared_memory() or tempfile.gettempdir()).glob(f"metrics-{defaults.SERVICE_NAME}-*")
-    return {folder for folder in folders if f"{folder}/" not in used}
+NOTE_FOLDERS = """
+import os
+import tempfile
+
+make = tempfile.mkdtemp
+
+
+def mkdtemp(*args, **kwargs):
+    folder = make(*args, **kwargs)
+    with open(os.environ["FOLDERS"], "a") as folders:
+        folders.write(f"{folder}\\n")
+    return folder
+
+
+tempfile.mkdtemp = mkdtemp
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Path]]:
+    """Return the folders that commands of this test have made for metrics. Other services have folders beside them."""
+    (tmp_path / "sitecustomize.py").write_text(NOTE_FOLDERS)
+    (tmp_path / "folders").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("FOLDERS", str(tmp_path / "folders"))
+    return lambda: [Path(line) for line in (tmp_path / "folders").read_text().splitlines() if "/metrics-" in line]
 
 
 def says(log: Path, text: str) -> bool:
@@ -158,11 +181,12 @@ def says(log: Path, text: str) -> bool:
 
 @pytest.mark.postgres
 @pytest.mark.direct
-def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) -> None:
+def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path, made: Callable[[], list[Path]]) -> None:
     """HUP, USR2 and TTIN would start workers beside the ones there are: one line each, in the log's own form, and
     nothing else. TERM ends all, and leaves nothing behind."""
-    before = left_behind()
     with serving(tmp_path / "log") as server:
+        (folder,) = made()
+        assert folder.exists()
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
         planned = Settings.load().plan.workers
         wait_until(lambda: len(children.read_text().split()) == planned)
@@ -177,16 +201,19 @@ def test_signals_cannot_break_the_plan(environ: dict[str, str], tmp_path: Path) 
     text = server.log.read_text()
     assert text.count("which the plan does not count. Restart the service instead.") == 3
     assert all(line.startswith("{") for line in text.splitlines())
-    wait_until(lambda: left_behind() <= before)  # a neighbour's is unused for a moment, when it starts
+    assert not folder.exists()
 
 
 @pytest.mark.postgres
 @pytest.mark.direct
 def test_who_waits_at_the_end_is_served(environ: dict[str, str], tmp_path: Path) -> None:
     """Two clients hold both threads with half a request, four more wait in the kernel's queue. When it is told to stop,
-    it takes no further connection, and answers all six."""
+    it takes no further connection, and answers all six. It waits longer here, since this machine may be slow."""
     request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
-    with serving(tmp_path / "log", WEB_CONCURRENCY=1, WEB_THREADS=2) as server, contextlib.ExitStack() as stack:
+    patient = tmp_path / "patient.py"
+    patient.write_text("from flask_pooling import gunicorn\ngunicorn.DRAIN_SECONDS = 60\n" + CONFIG.read_text())
+    words = ("-c", patient, "--chdir", ROOT)
+    with serving(tmp_path / "log", *words, WEB_CONCURRENCY=1, WEB_THREADS=2) as server, contextlib.ExitStack() as stack:
         address = ("127.0.0.1", server.port)
         clients = [stack.enter_context(socket.create_connection(address, SECONDS)) for _ in range(6)]
         for number, client in enumerate(clients):
